@@ -1,0 +1,555 @@
+"""Any data set as one array of prepared pictures: found, decoded once by several processes, kept on disk, read in batches.
+
+>>> from data import load_images
+>>> images = load_images("folder", "my/photos", image_size=64)
+>>> batch = next(images.batches(128, seed=1, epoch=0))  # (128, 3, 64, 64) uint8
+"""
+
+import bisect
+import hashlib
+import io
+import itertools
+import json
+import os
+import shutil
+import signal
+import sys
+import zipfile
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageDraw, ImageOps
+from torch.utils.data import DataLoader, Dataset
+from torchvision import datasets
+from tqdm import tqdm
+
+CHUNK = 64  # pictures that a process decodes before it hands them over
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+PREPARATION = (
+    1  # raise when `prepare` or `draw_cartoon` changes: pictures cached before are then not taken for new ones
+)
+
+
+class DataError(ValueError):
+    """The pictures asked for cannot be had. The message is one line that says what was looked for, and where."""
+
+
+class Source:
+    """The pictures of a data set before preparation: len(source), source[i] (a PIL image), and these."""
+
+    unreadable = {}  # folders that could not be listed: path -> why
+
+    def name(self, i):
+        """Return what to call picture i in a report."""
+        return f"picture {i}"
+
+    def ready(self):
+        """Do what must be done once, in the main process, before pictures are read by several."""
+
+    def identity(self):
+        """Return what, if it changes, makes these other pictures; JSON can hold it."""
+        raise NotImplementedError
+
+
+class Cartoons(Source):
+    """10,000 cartoon faces, drawn when asked for."""
+
+    def __init__(self, image_size):
+        self.image_size = image_size
+
+    def __len__(self):
+        return 10_000
+
+    def __getitem__(self, i):
+        return draw_cartoon(i, self.image_size)
+
+    def identity(self):
+        return len(self)
+
+
+class Files(Source):
+    """Every picture below `root`: flat, in class folders or deeper. Hidden files and empty folders are passed over."""
+
+    def __init__(self, root):
+        self.root, self.unreadable = Path(root), {}
+        if not self.root.is_dir():
+            raise DataError(f"--dataroot {root}: there is no such folder")
+        self.names, self.stats, seen = [], [], set()
+        for folder, below, names in os.walk(self.root, onerror=self._cannot_list, followlinks=True):
+            seen.add(os.path.realpath(folder))
+            below[:] = sorted(
+                d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen
+            )  # no link loops
+            for name in names:
+                if name.lower().endswith(EXTENSIONS) and not name.startswith("."):
+                    self.names.append(os.path.relpath(os.path.join(folder, name), self.root))
+        self.names.sort()
+        if not self.names:
+            kinds = ", ".join(f"*{e}" for e in EXTENSIONS)
+            raise DataError(
+                f"--dataroot {root}: no pictures there; looked for {kinds} in it and below, as in {root}/a/b.jpg"
+            )
+
+    def _cannot_list(self, error):
+        self.unreadable[str(error.filename)] = error.strerror
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        return Image.open(self.root / self.names[i])
+
+    def name(self, i):
+        return self.names[i]
+
+    def identity(self):
+        stats = [os.stat(self.root / name) for name in self.names]
+        return [str(self.root.resolve()), self.names, [(s.st_size, s.st_mtime_ns) for s in stats]]
+
+
+class Lmdb(Source):
+    """The pictures of LSUN's `<class>_lmdb` folders, read straight from the data bases."""
+
+    def __init__(self, folders):
+        self.folders = [str(folder) for folder in folders]
+        self.ends = list(itertools.accumulate(self._open(f).stat()["entries"] for f in self.folders))
+        self.keys, self.opened = [], (None, [])
+
+    def _open(self, folder):
+        try:
+            import lmdb
+        except ImportError:
+            raise DataError("--dataset lsun needs the lmdb package: pip install lmdb") from None
+        try:
+            return lmdb.open(folder, readonly=True, lock=False, readahead=False, max_readers=1)
+        except lmdb.Error as error:
+            raise DataError(f"{folder} is not a data base of LSUN: {error}") from None
+
+    def ready(self):
+        for folder in self.folders if not self.keys else ():
+            with self._open(folder) as base, base.begin() as transaction:
+                self.keys.append(np.array(list(transaction.cursor().iternext(values=False))))
+
+    def __getstate__(self):
+        return {**self.__dict__, "opened": (None, [])}
+
+    def __len__(self):
+        return self.ends[-1]
+
+    def __getitem__(self, i):
+        if self.opened[0] != os.getpid():  # an open data base does not survive a fork
+            self.opened = os.getpid(), [self._open(folder) for folder in self.folders]
+        which = bisect.bisect_right(self.ends, i)
+        key = self.keys[which][i - self.ends[which]]  # counted from the end of its own data base
+        with self.opened[1][which].begin() as transaction:
+            return Image.open(io.BytesIO(transaction.get(bytes(key))))
+
+    def identity(self):
+        stats = [os.stat(os.path.join(folder, "data.mdb")) for folder in self.folders]
+        return [self.folders, [(s.st_size, s.st_mtime_ns) for s in stats]]
+
+
+class Torchvision(Source):
+    """A data set of torchvision's that keeps its pictures in memory (`data`), or makes them."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, i):
+        return self.dataset[i][0]
+
+    def identity(self):
+        if isinstance(self.dataset, datasets.FakeData):
+            return [len(self), self.dataset.image_size, self.dataset.random_offset]
+        return hashlib.sha256(np.ascontiguousarray(self.dataset.data)).hexdigest()
+
+
+def open_folder(dataroot, **_):
+    if dataroot is None:
+        raise DataError(
+            "--dataroot is missing: name a folder of pictures, as in --dataroot photos with photos/any/name.jpg"
+        )
+    return Files(dataroot)
+
+
+def open_celeba(dataroot, **_):
+    """Find CelebA's aligned pictures in any of the layouts people have; unpack or download them if need be."""
+    root = Path(dataroot or "data")
+    found = find_celeba(root)
+    if not found:
+        try:
+            datasets.CelebA(root, split="all", download=True)
+        except Exception as error:  # the quota, the network, gdown missing, a page where the archive should be
+            raise DataError(
+                f"--dataroot {root}: no CelebA there (looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in"
+                f" celeba/), and the download failed ({one_line(error)}); fetch img_align_celeba.zip by hand from"
+                f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it at {root / 'celeba' / 'img_align_celeba.zip'}"
+            ) from None
+        found = find_celeba(root)
+    return Files(found)
+
+
+def find_celeba(root):
+    places = [root / "celeba", root]
+    for place in places:
+        for folder in (place / "img_align_celeba" / "img_align_celeba", place / "img_align_celeba"):
+            if any(folder.glob("*.jpg")):
+                return folder
+    if any(root.glob("*.jpg")):
+        return root
+    for place in places:
+        if (place / "img_align_celeba.zip").is_file():
+            return unpack(place / "img_align_celeba.zip", place / "img_align_celeba")
+    return None
+
+
+def unpack(archive, folder):
+    """Unpack the .jpg files of a zip archive flat into `folder`, which is then there whole or not at all; return it."""
+    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    try:
+        with zipfile.ZipFile(archive) as zipped:
+            partial.mkdir(parents=True)
+            members = [m for m in zipped.infolist() if m.filename.lower().endswith(".jpg") and not m.is_dir()]
+            for member in tqdm(members, desc=f"unpacking {archive.name}", unit="img", disable=None):
+                # The last part of a name cannot lead out of the folder.
+                target = partial / member.filename.replace("\\", "/").rsplit("/", 1)[-1]
+                with zipped.open(member) as packed, open(target, "wb") as file:
+                    shutil.copyfileobj(packed, file)
+        partial.rename(folder)
+    except (OSError, zipfile.BadZipFile, EOFError) as error:
+        raise DataError(f"{archive} could not be unpacked: {one_line(error)}") from None
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def open_lsun(dataroot, classes, **_):
+    root = Path(dataroot or "data")
+    if (root / "data.mdb").is_file():
+        return Lmdb([root])
+    folders = [root / f"{name.strip().removesuffix('_train')}_train_lmdb" for name in classes.split(",")]
+    missing = [folder for folder in folders if not (folder / "data.mdb").is_file()]
+    if missing:
+        there = ", ".join(sorted(p.name.removesuffix("_train_lmdb") for p in root.glob("*_train_lmdb"))) or "none"
+        raise DataError(f"--classes {classes}: looked for {missing[0] / 'data.mdb'}; classes in {root}: {there}")
+    return Lmdb(folders)
+
+
+def open_torchvision(kind, dataroot, **_):
+    root = Path(dataroot or "data")
+    try:
+        return Torchvision(kind(root, train=True, download=True))
+    except Exception as error:  # no network, a folder that cannot be written, files that are not what they should be
+        raise DataError(
+            f"--dataroot {root}: {kind.__name__} is not there in torchvision's layout, and could not be downloaded:"
+            f" {one_line(error)}"
+        ) from None
+
+
+def open_cifar10(**options):
+    return open_torchvision(datasets.CIFAR10, **options)
+
+
+def open_mnist(**options):
+    return open_torchvision(datasets.MNIST, **options)
+
+
+def open_cartoon(image_size, **_):
+    return Cartoons(image_size)
+
+
+def open_fake(image_size, **_):
+    return Torchvision(datasets.FakeData(image_size=(3, image_size, image_size)))
+
+
+SOURCES = {
+    "cartoon": open_cartoon,
+    "celeba": open_celeba,
+    "cifar10": open_cifar10,
+    "fake": open_fake,
+    "folder": open_folder,
+    "imagenet": open_folder,
+    "lfw": open_folder,
+    "lsun": open_lsun,
+    "mnist": open_mnist,
+}
+
+
+def prepare(image, image_size, nc):
+    """Return a PIL image of any kind as uint8 (nc, image_size, image_size): upright, on white, RGB (nc 3) or grey (nc 1),
+    the shorter side resized to image_size, the centre cropped. Equal in every pixel to torchvision's Resize and CenterCrop.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB" if nc == 3 else "L")
+    width, height = image.size
+    short = min(width, height)
+    width, height = image_size * width // short, image_size * height // short
+    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    left, top = round((width - image_size) / 2), round((height - image_size) / 2)
+    pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
+    return np.ascontiguousarray(pixels.reshape(image_size, image_size, nc).transpose(2, 0, 1))
+
+
+class Pictures(Dataset):
+    """A source's pictures, prepared: pictures[i] is (uint8 array (nc, image_size, image_size), None), or (None, why not)."""
+
+    def __init__(self, source, image_size, nc):
+        self.source, self.image_size, self.nc = source, image_size, nc
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
+        try:
+            return prepare(self.source[i], self.image_size, self.nc), None
+        except Exception as error:  # a broken picture can make its decoder raise anything
+            return None, f"{self.source.name(i)} ({one_line(error)})"
+
+    def decoded(self, chunks, workers):
+        """Yield (uint8 tensor (B, nc, image_size, image_size), reports of those left out) for every list of indices."""
+        self.source.ready()
+        yield from DataLoader(self, batch_sampler=chunks, num_workers=workers, collate_fn=stack, worker_init_fn=quietly)
+
+
+def stack(items):
+    rows = [row for row, _ in items if row is not None]
+    return torch.from_numpy(np.stack(rows)) if rows else None, [why for _, why in items if why]
+
+
+def quietly(_):
+    """Leave Ctrl-C to the main process, and end at once when it says so."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+class Images:
+    """The prepared pictures of a data set: an array of rows, or pictures that are decoded at every use.
+
+    len(images): how many there are. images.skipped: a report for each that could not be read.
+    """
+
+    def __init__(self, rows, skipped, workers=0):
+        self.rows, self.skipped, self.workers = rows, skipped, workers
+
+    def __len__(self):
+        return len(self.rows)
+
+    def batches(self, batch_size, seed, epoch, start=0):
+        """Yield an epoch's batches from number `start` on, uint8 tensors (B, nc, image_size, image_size).
+
+        Every picture comes once, in an order that follows from (seed, epoch) alone; the last batch may be smaller.
+        """
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))
+        chunks = [order[i : i + batch_size] for i in range(start * batch_size, len(self), batch_size)]
+        if isinstance(self.rows, np.ndarray):
+            yield from (torch.from_numpy(self.rows[chunk]) for chunk in chunks)
+            return
+        for batch, reports in self.rows.decoded([chunk.tolist() for chunk in chunks], self.workers):
+            self.skipped += [report for report in reports if report not in self.skipped]
+            check_skipped(self.skipped, len(self))
+            if batch is not None:
+                yield batch
+
+
+def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", cache=None, workers=0):
+    """Return the Images of a data set, one of SOURCES, prepared at image_size in nc channels (3 RGB, 1 grey).
+
+    cache: the folder that keeps the prepared array, made at the first call (None: the user's cache folder), or "none":
+    pictures are decoded at every use. workers: processes that decode. Raises DataError if the pictures cannot be had.
+    """
+    source = SOURCES[dataset](dataroot=dataroot, image_size=image_size, classes=classes)
+    unreadable = [f"{folder} ({why})" for folder, why in source.unreadable.items()]
+    pictures = Pictures(source, image_size, nc)
+    if cache == "none":
+        return Images(pictures, unreadable, workers)
+    identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
+    name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+    path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
+    rows = read_cached(path, (nc, image_size, image_size))
+    if rows is None:
+        build_cache(pictures, path, workers)
+        rows = read_cached(path, (nc, image_size, image_size))
+    return Images(rows, unreadable + json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+
+
+def cache_folder():
+    """Return the folder where this user's programs keep what can be made again."""
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
+    elif sys.platform == "darwin":
+        base = Path.home() / "Library" / "Caches"
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "dcgan"
+
+
+def read_cached(path, shape):
+    """Return the array of a cache file, mapped from disk, or None if it is not there, or not whole."""
+    try:
+        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        return None
+    return rows if rows.shape[1:] == shape and rows.dtype == np.uint8 and path.with_suffix(".json").is_file() else None
+
+
+def build_cache(pictures, path, workers):
+    """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    total, skipped, count = len(pictures), [], 0
+    chunks = [range(i, min(i + CHUNK, total)) for i in range(0, total, CHUNK)]
+    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(partial, "wb") as file, tqdm(total=total, desc="preparing pictures", unit="img", disable=None) as bar:
+            write_header(file, total, pictures)
+            for batch, reports in pictures.decoded(chunks, workers):
+                skipped += reports
+                if batch is not None:
+                    file.write(batch.numpy())
+                    count += len(batch)
+                bar.update(CHUNK if bar.n + CHUNK < total else total - bar.n)
+            check_skipped(skipped, total)
+            file.seek(0)
+            write_header(file, count, pictures)  # numpy leaves room in it for a count of any length
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".json").write_text(json.dumps(skipped), encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def write_header(file, count, pictures):
+    shape = (count, pictures.nc, pictures.image_size, pictures.image_size)
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def check_skipped(skipped, total):
+    if len(skipped) > total / 2:
+        raise DataError(
+            f"{len(skipped)} of {total} pictures cannot be read, the first: {skipped[0]}; is this the right folder?"
+        )
+
+
+def one_line(error):
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+# The cartoon faces: palettes and shapes. The unit is the picture's side.
+BACKDROPS = ("#8fd3e8", "#a5dfc3", "#c3b5f0", "#ffc857", "#ff9f8f", "#7fb8f0", "#f7b7d2", "#bfe08a")
+SKINS = ("#ffdcc6", "#f8c9a4", "#eeb487", "#dd9d6b", "#c58350", "#a5683c", "#875331", "#6c4129")
+HAIRS = ("#2a2226", "#38262a", "#4a2f27", "#6f4326", "#a8672f", "#c9502c", "#ecb840", "#b5b3c4", "#f0629a", "#4a8fe2")
+IRISES = ("#5a3420", "#7a4c22", "#3a7d44", "#2f78c4", "#2f8f96")
+CLOTHES = ("#e4572e", "#2e86ab", "#f4a300", "#5b8e4a", "#7a4fb5", "#f25f8b", "#274690", "#f5f1e6", "#1b998b")
+INK, WHITE, DARK_RED, PINK, GOLD = "#2b1d22", "#fffaf2", "#7a1f2e", "#ff8087", "#ffcf33"
+LIGHT, SHADE, BLUSH = "#ffffff66", "#6b1a2038", "#ff4d5e54"  # see-through: the last two digits are the opacity
+BACK_HAIR = {  # behind the head, each line a few ovals: x (1 is the edge of the head), y, half width, half height
+    "quiff": ((0, -0.31, 0.17, 0.08), (0.3, -0.31, 0.12, 0.085)),
+    "bun": ((0, -0.4, 0.12, 0.1),),
+    "puffs": ((1.15, -0.2, 0.13, 0.13),),
+    "bob": ((0, 0.02, 0.345, 0.34), (0.85, 0.2, 0.12, 0.12)),
+    "long": ((0, -0.02, 0.33, 0.35), (0.5, 0.25, 0.24, 0.4)),
+    "curly": ((0, -0.33, 0.13, 0.11), (0.55, -0.3, 0.13, 0.12), (1, -0.17, 0.13, 0.13), (1.1, 0.05, 0.12, 0.15)),
+}
+# Hair in front of the head, as slices of an oval: first and last degree, clockwise from the right.
+FRINGES = (((200, 340),), ((180, 315), (300, 358)), ((182, 240), (225, 360)), ((176, 285), (255, 364)))
+MOUTHS = (  # each line a few ovals: y, half width, half height, colour (None: the lips'), degrees, line width
+    ((-0.04, 0.1, 0.075, None, 12, 168, 0.036),),
+    ((-0.02, 0.07, 0.05, None, 0, 180, 0.036),),
+    ((0.015, 0.045, 0.055, DARK_RED), (0.045, 0.025, 0.018, PINK)),
+    ((-0.025, 0.12, 0.095, DARK_RED, 0, 180), (-0.01, 0.1, 0.055, WHITE, 0, 180)),
+    ((-0.02, 0.1, 0.1, DARK_RED, 0, 180), (0.05, 0.05, 0.025, PINK), (-0.02, 0.08, 0.03, WHITE, 0, 180)),
+)
+
+
+def draw_cartoon(index: int, size: int) -> Image.Image:
+    """Return cartoon face number `index`, the same face at every `size`, as a square RGB picture."""
+    rng = Random(index)
+    pick, vary = rng.choice, rng.uniform
+    backdrop, skin, iris, shirt, hat = pick(BACKDROPS), pick(SKINS), pick(IRISES), pick(CLOTHES), pick(CLOTHES)
+    style = pick(("short", "bald", "beanie", "scarf", *BACK_HAIR))
+    hair, fringe, mouth, lips = pick(HAIRS), pick(FRINGES), pick(MOUTHS), DARK_RED if skin in SKINS[:4] else PINK
+    contrast = sum(abs(a - b) for a, b in zip(ImageColor.getrgb(hair), ImageColor.getrgb(skin), strict=True))
+    hair = INK if contrast < 85 or style == "scarf" else hair  # under a scarf, only the eyebrows show
+    glasses, earrings, lashes, freckles, beard, bow = (rng.random() < p for p in (0.2, 0.2, 0.4, 0.2, 0.5, 0.4))
+    beard = beard and style in ("short", "quiff", "bald", "beanie")
+    left, top, zoom = vary(0.485, 0.515), vary(0.51, 0.54), vary(0.96, 1.04)
+    w, h, eye_x, eye_y = vary(0.255, 0.29), vary(0.29, 0.315), vary(0.118, 0.13), vary(0.02, 0.04)
+    eye_w, eye_h, gaze_x, gaze_y = vary(0.075, 0.085), vary(0.084, 0.1), vary(-0.016, 0.016), vary(-0.012, 0.012)
+    brow_y, mouth_y, mouth_w, nose = vary(-0.11, -0.08), vary(0.165, 0.185), vary(0.8, 1.1), vary(0.022, 0.034)
+
+    factor = 6 if size <= 64 else 3  # drawn larger and then shrunk, edges come out smooth
+    image = Image.new("RGB", (size * factor, size * factor), backdrop)
+    draw = ImageDraw.Draw(image, "RGBA")  # in this mode, see-through colours blend with what is below
+
+    def oval(x, y, rx, ry, fill, start=0, end=360, line=0, shift=0.0):
+        """Draw an oval (a slice of it, or its outline) right and left of mid-face, which is at 0, 0."""
+        for side in {x, -x}:  # a set, so that x = 0 is drawn once
+            box = (side + shift - rx, y - ry, side + shift + rx, y + ry)
+            box = [image.width * (origin + zoom * edge) for origin, edge in zip((left, top) * 2, box, strict=True)]
+            if line:
+                draw.arc(box, start, end, fill, round(image.width * zoom * line))
+            else:
+                draw.chord(box, start, end, fill)
+
+    oval(0, 0, 0.46, 0.46, LIGHT)  # a bright disc sets every hair colour off from the backdrop
+    for x, *shape in BACK_HAIR.get(style, ()):
+        oval(x * w, *shape, hair)
+    oval(0, 0.54, 0.37, 0.2, shirt)
+    oval(0, 0.36, 0.15, 0.1, LIGHT)  # collar
+    for color in (skin, SHADE):
+        oval(0, 0.33, 0.11, 0.1, color)  # neck
+    oval(w, 0.05, 0.05, 0.065, skin)  # ears
+    oval(w, 0.05, 0.025, 0.035, SHADE)
+    if earrings:
+        oval(w + 0.01, 0.135, 0.027, 0.027, GOLD)
+    if style == "scarf":
+        oval(0, 0, w * 1.22, h * 1.14, hat)
+        oval(0, 0.36, 0.24, 0.16, hat)
+    elif style != "bald":
+        oval(0, -0.05, w * 1.1, h * 1.02, hair)
+    oval(0, 0.02, w * 1.01, h, hair if beard else skin)  # chin
+    oval(0, -0.04, w, h * 0.93, skin)
+
+    oval(0.165, 0.135, 0.055, 0.04, BLUSH)
+    for x in (0.125, 0.165, 0.205) if freckles else ():
+        oval(x, 0.14, 0.013, 0.013, SHADE)
+    oval(0, 0.1, nose, nose * 0.8, SHADE)
+    for y, rx, ry, color, *arc in mouth:
+        oval(0, mouth_y + y, rx * mouth_w, ry, color or lips, *arc)
+    for color in (hair, SHADE):
+        oval(eye_x, brow_y, 0.065, 0.045, color, 215, 325, 0.03)
+    oval(eye_x, eye_y + 0.01, eye_w, eye_h, WHITE)
+    oval(eye_x, eye_y + gaze_y + 0.014, 0.056, 0.062, iris, shift=gaze_x)
+    oval(eye_x, eye_y + gaze_y + 0.014, 0.037, 0.041, INK, shift=gaze_x)
+    oval(eye_x, eye_y + gaze_y - 0.01, 0.02, 0.02, WHITE, shift=gaze_x + 0.02)
+    oval(eye_x, eye_y, eye_w + 0.005, eye_h + 0.005, INK, 195, 345, 0.027)
+    if lashes:
+        oval(eye_x + eye_w, eye_y - 0.035, 0.024, 0.018, INK)
+
+    if style == "beanie":
+        oval(0, -0.09, w * 1.12, h * 0.95, hat, 190, 350)
+        for color in (hat, LIGHT):
+            oval(0, -0.14, w * 1.14, 0.055, color)
+            oval(0, -h - 0.1, 0.07, 0.07, color)
+    elif style not in ("bald", "scarf"):
+        for start, end in fringe:
+            oval(0, -0.05, w * 1.1, h * 1.02, hair, start, end)
+        for x in (0.05, 0.14) if fringe == FRINGES[0] else ():
+            oval(x, -0.145, 0.065, 0.045, hair)  # a straight fringe gets a wavy edge
+        oval(0, -0.05, w * 0.85, h * 0.8, LIGHT, 215, 245, 0.03)
+    if bow and style in ("bob", "long", "curly", "bun"):
+        oval(0.06, -h - 0.05, 0.065, 0.055, hat)
+        oval(0, -h - 0.05, 0.035, 0.035, SHADE)
+    if glasses:
+        oval(eye_x, eye_y + 0.01, 0.115, 0.115, INK, line=0.026)
+    return image.reduce(factor)

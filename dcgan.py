@@ -1,0 +1,448 @@
+"""Train a DCGAN (Radford et al. 2016, arXiv:1511.06434) on pictures.
+
+python dcgan.py --imageSize 32 --niter 10 --outf out       # cartoon faces that the program draws itself
+python dcgan.py --dataset folder --dataroot photos --cuda  # your own
+"""
+
+import argparse
+import copy
+import math
+import platform
+import random
+import signal
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+import torchvision
+from tqdm import tqdm
+
+from data import SOURCES, DataError, load_images
+from models import (
+    Discriminator,
+    Generator,
+    ModelError,
+    first_map_and_doublings,
+    latents,
+    load_discriminator,
+    load_generator,
+    pick_device,
+    pictures,
+    set_statistics,
+    weights_of,
+)
+from runs import RunError, RunFolder, grid_size, save_grid
+
+STATISTICS = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")
+# What makes a run the run it is: a continued one keeps it. The rest may change from one continuation to the next.
+FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf", "batch_size", "lr", "beta1", "ema", "precision")
+FIXED += ("manual_seed",)
+KEPT = (*FIXED, "dataroot", "niter", "save_every", "log_every")  # taken from the checkpoint unless given again
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Refuse a request in one line, without argparse's usage text."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def number(kind, low, below=math.inf):
+    """Return a type for argparse: a number of `kind` in [low, below)."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value < below:
+            upper = f" and below {below}" if below < math.inf else " and finite"
+            raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
+    return parse
+
+
+def build_parser():
+    parser = Parser(prog="dcgan.py", description=__doc__.splitlines()[0])
+    count = number(int, 1)
+
+    add = parser.add_argument_group("pictures").add_argument
+    add("--dataset", default="cartoon", choices=SOURCES, help="which pictures to train on [%(default)s]")
+    add("--dataroot", metavar="DIR", help="where they are, or are downloaded to [sets that can be downloaded: data]")
+    add("--classes", default="bedroom", metavar="A,B", help="classes of lsun, separated by commas [%(default)s]")
+    add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help="side in pixels [%(default)s]")
+    add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 colour [mnist: 1, others: 3]")
+    add("--workers", type=number(int, 0), default=2, metavar="N", help="processes that decode pictures [%(default)s]")
+    add(
+        "--cache",
+        metavar="DIR",
+        help="folder for prepared pictures; none: decode at every use [the user's cache folder]",
+    )
+
+    add = parser.add_argument_group("networks").add_argument
+    add("--nz", type=count, default=100, metavar="N", help="length of the latent z [%(default)s]")
+    add("--ngf", type=count, default=64, metavar="N", help="channels of the generator's last hidden map [%(default)s]")
+    add("--ndf", type=count, default=64, metavar="N", help="channels of the discriminator's first map [%(default)s]")
+    add("--netG", metavar="FILE", help="start from these weights of a generator, with fresh optimizers")
+    add("--netD", metavar="FILE", help="start from these weights of a discriminator, with fresh optimizers")
+
+    add = parser.add_argument_group("training").add_argument
+    add(
+        "--niter",
+        type=count,
+        default=25,
+        metavar="N",
+        help="epochs in all, those before --resume included [%(default)s]",
+    )
+    add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help="pictures a step [%(default)s]")
+    add("--lr", type=number(float, 0), default=0.0002, help="learning rate of both Adams [%(default)s]")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's beta1; its beta2 is 0.999 [%(default)s]")
+    add("--ema", type=number(float, 0, 1), default=0.999, help="decay of the averaged generator, 0: none [%(default)s]")
+    add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**63), metavar="N", help="seed of a run [random]")
+
+    add = parser.add_argument_group("device").add_argument
+    add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
+    add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
+    add(
+        "--ngpu",
+        type=count,
+        default=1,
+        metavar="N",
+        help="number of GPUs; more than 1 is not possible yet [%(default)s]",
+    )
+    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' arithmetic [%(default)s]")
+
+    add = parser.add_argument_group("run folder").add_argument
+    add("--outf", default="out", metavar="DIR", help="folder of the run: pictures, weights, log [%(default)s]")
+    add("--resume", action="store_true", help="continue the run in --outf exactly, or start it if there is none")
+    add("--save-every", type=count, default=1, metavar="N", help="epochs from one save to the next [%(default)s]")
+    add(
+        "--log-every",
+        type=count,
+        default=10,
+        metavar="N",
+        help="steps from one row of log.csv to the next [%(default)s]",
+    )
+    add("--dry-run", action="store_true", help="take one step, write all files, and stop")
+    return parser
+
+
+def parse_options(argv):
+    """Return (options, RunFolder, the checkpoint to continue from or None). Exits with 2 if they cannot work."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    run, checkpoint = RunFolder(args.outf), None
+    try:
+        run.check_free(args.resume)
+        checkpoint = run.load_checkpoint() if args.resume else None
+        if checkpoint:
+            saved = checkpoint["options"]
+            parser.set_defaults(**saved)
+            args = parser.parse_args(argv)
+            changed = [f"{k} {saved[k]}, not {getattr(args, k)}" for k in FIXED if getattr(args, k) != saved[k]]
+            if changed:
+                raise RunError(
+                    f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave these out, or start another"
+                )
+        first_map_and_doublings(args.image_size)
+        args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
+        if args.manual_seed is None:
+            args.manual_seed = random.SystemRandom().randrange(1, 10_000)
+        if args.ngpu > 1:
+            raise RunError(f"--ngpu {args.ngpu}: this version trains on one device; leave --ngpu out")
+    except (RunError, ModelError) as error:
+        parser.error(str(error))
+    return args, run, checkpoint
+
+
+def bce(logits, real):
+    """Binary cross-entropy of D's logits (N,) against the label real or fake: -log D or -log(1 - D), the mean, in nats.
+
+    On logits in float32 it is exact where a sigmoid in bfloat16 would round to 0 or 1.
+    """
+    logits = logits.float()
+    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+
+
+def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
+    """Take one step of both networks, as in the paper (section 4) and in Goodfellow et al. 2014 (algorithm 1, k = 1).
+
+    real: (N, nc, s, s) in [-1, 1]; z: (N, nz). `autocast` is entered around the forward passes. Returns a tensor of
+    STATISTICS: the losses before their updates, the means of D(x), and of D(G(z)) before and after D's update.
+    """
+    # (1) Update D: maximise log D(x) + log(1 - D(G(z))). Two passes: batch norm must not mix real and fake.
+    optimizerD.zero_grad()
+    with autocast():
+        logits_real = netD.logits(real)
+        fake = netG(z)
+        logits_fake = netD.logits(fake.detach())
+    loss_D = bce(logits_real, True) + bce(logits_fake, False)
+    loss_D.backward()
+    optimizerD.step()
+
+    # (2) Update G through the updated D: maximise log D(G(z)), which does not saturate where D wins.
+    optimizerG.zero_grad()
+    netD.requires_grad_(False)  # D's own gradients are of no use here
+    with autocast():
+        logits = netD.logits(fake)
+    loss_G = bce(logits, True)
+    loss_G.backward()
+    netD.requires_grad_(True)
+    optimizerG.step()
+
+    with torch.no_grad():
+        D = [torch.sigmoid(x.float()).mean() for x in (logits_real, logits_fake, logits)]
+        return torch.stack([loss_D.detach(), loss_G.detach(), *D])
+
+
+class Training:
+    """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes."""
+
+    def __init__(self, netG, netD, device, *, lr, beta1, ema, precision, seed):
+        self.netG, self.netD = (n.to(device, memory_format=torch.channels_last).train() for n in (netG, netD))
+        self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if ema else None
+        self.device, self.ema, self.steps = device, ema, 0
+        settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True}
+        self.optimizerG = torch.optim.Adam(self.netG.parameters(), **settings)
+        self.optimizerD = torch.optim.Adam(self.netD.parameters(), **settings)
+        self.noise = torch.Generator(device).manual_seed(seed)
+        self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+    def step(self, batch):
+        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its STATISTICS, a tensor on the device."""
+        real = batch.to(self.device).contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+        z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
+        statistics = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, self.autocast)
+        if self.netG_ema:
+            update_average(self.netG_ema, self.netG, min(self.ema, (1 + self.steps) / (10 + self.steps)))
+        self.steps += 1
+        return statistics
+
+    @property
+    def best_generator(self):
+        return self.netG_ema or self.netG
+
+    def set_statistics(self, batch_size):
+        """Give the generators true batch-norm statistics: over about 1,024 fresh latents, in batches as in training."""
+        noise = torch.Generator().manual_seed(self.steps)  # not the noise of training, which must not notice
+        count = math.ceil(1024 / batch_size)
+        latents = torch.randn(count, batch_size, self.netG.nz, generator=noise).to(self.device)
+        for net in filter(None, (self.netG, self.netG_ema)):
+            set_statistics(net, latents)
+
+    def state_dict(self):
+        parts = {"netG": self.netG, "netD": self.netD, "netG_ema": self.netG_ema}
+        state = {name: weights_of(net) for name, net in parts.items() if net}
+        optimizers = {"optimizerG": self.optimizerG.state_dict(), "optimizerD": self.optimizerD.state_dict()}
+        return state | optimizers | {"noise": self.noise.get_state(), "steps": self.steps}
+
+    def load_state_dict(self, state):
+        for name in ("netG", "netD", "netG_ema", "optimizerG", "optimizerD"):
+            if getattr(self, name):
+                getattr(self, name).load_state_dict(state[name])
+        self.steps = state["steps"]
+        if self.noise.get_state().shape == state["noise"].shape:  # else it was saved on another kind of device
+            self.noise.set_state(state["noise"])
+
+
+@torch.no_grad()
+def update_average(netG_ema, netG, decay):
+    """Move the averaged weights towards G's: average = decay * average + (1 - decay) * weight."""
+    for average, weight in zip(netG_ema.parameters(), netG.parameters(), strict=True):
+        average.lerp_(weight, 1 - decay)
+
+
+class StopOnSignal:
+    """While open, the first SIGINT, SIGTERM or SIGHUP is kept in `received`, for the loop to end; a second acts at once."""
+
+    def __enter__(self):
+        self.received, self.before = None, {}
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            if hasattr(signal, name):  # Windows has no SIGHUP
+                number = getattr(signal, name)
+                self.before[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number, _):
+        self.received = number
+        signal.signal(number, signal.SIG_DFL)
+
+    def __exit__(self, *_):
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+class Meter:
+    """The mean STATISTICS of some steps, summed on the device and read at the end: one wait for it, not one a step."""
+
+    def __init__(self):
+        self.sum, self.steps, self.images, self.start = 0, 0, 0, time.perf_counter()
+
+    def add(self, statistics, images):
+        self.sum, self.steps, self.images = self.sum + statistics, self.steps + 1, self.images + images
+
+    def read(self):
+        """Return a dict of STATISTICS and images_per_s. Raises RunError if one is not finite."""
+        means = dict(zip(STATISTICS, (self.sum / self.steps).tolist(), strict=True))
+        if not all(map(math.isfinite, means.values())):
+            raise RunError("the loss is not finite: the run has diverged; a smaller --lr helps. What was saved is good")
+        return means | {"images_per_s": self.images / (time.perf_counter() - self.start)}
+
+
+def train(args, images, training, run, epoch, step):
+    """Train from batch `step` of `epoch` on, to the end or until told to stop; return the exit code."""
+    seen = epoch * len(images) + step * args.batch_size
+    bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=None, dynamic_ncols=True)
+    stopped = False
+    with StopOnSignal() as stop, bar:
+        while epoch < args.niter and not stopped:
+            bar.set_description(f"epoch {epoch + 1}/{args.niter}")
+            meter = Meter()
+            for batch in images.batches(args.batch_size, args.manual_seed, epoch, start=step):
+                meter.add(training.step(batch), len(batch))
+                step, seen = step + 1, seen + len(batch)
+                bar.update(len(batch))
+                stopped = bool(stop.received) or args.dry_run
+                if stopped or step % args.log_every == 0:
+                    log(bar, run, meter, epoch, training.steps, seen)
+                    meter = Meter()
+                if stopped:
+                    break
+            if meter.steps:
+                log(bar, run, meter, epoch, training.steps, seen)
+            if not stopped:
+                epoch, step = epoch + 1, 0
+                tqdm.write(summary(run, epoch, args.niter))
+            if stopped or epoch % args.save_every == 0 or epoch == args.niter:
+                save(args, images, training, run, epoch, step)
+                stopped = stopped or bool(stop.received)
+        run.animate()
+    if stop.received:
+        name = signal.Signals(stop.received).name
+        print(f"{name}: saved in {run.path} at epoch {epoch}, step {step}; --resume continues there", file=sys.stderr)
+        return 128 + stop.received
+    return 0
+
+
+def log(bar, run, meter, epoch, steps, seen):
+    means = meter.read()
+    run.add_row({"epoch": epoch, "step": steps, "images": seen} | means)
+    bar.set_postfix_str(
+        "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}".format(**means)
+    )
+
+
+def summary(run, epoch, niter):
+    """Return one line on the epoch just done: the means over its rows of the log."""
+    rows = [row for row in run.rows if row["epoch"] == epoch - 1]
+    means = {field: sum(row[field] for row in rows) / max(1, len(rows)) for field in (*STATISTICS, "images_per_s")}
+    return (
+        "epoch {}/{}: loss_D {loss_D:.3f}, loss_G {loss_G:.3f}, D(x) {D_x:.3f}, D(G(z)) {D_G_z1:.3f} / {D_G_z2:.3f},"
+        " {images_per_s:.0f} images/s"
+    ).format(epoch, niter, **means)
+
+
+def save(args, images, training, run, epoch, step):
+    """Save all that `epoch` epochs and `step` steps gave: a checkpoint, and after whole epochs weights and pictures."""
+    training.set_statistics(min(128, args.batch_size))
+    state = training.state_dict()
+    for name in ("netG", "netD"):
+        if not all(t.isfinite().all() for t in state[name].values()):
+            raise RunError(f"{name} is not finite: the run has diverged; a smaller --lr helps. What was saved is good")
+    if step == 0 or args.dry_run:
+        number = epoch - (step == 0)
+        for name in ("netG", "netD", "netG_ema"):
+            if name in state:
+                run.save_weights(f"{name}_epoch_{number}", state[name])
+        z = latents(range(grid_size(args.image_size)), args.nz)  # those of generate.py's first pictures
+        save_grid(run.path / f"fake_samples_epoch_{number:03d}.png", pictures(training.best_generator, z))
+    position = {"epoch": epoch, "step": step, "pictures": len(images)}
+    run.save_checkpoint(state | position | {"options": {name: getattr(args, name) for name in KEPT}})
+    run.plot_losses(math.ceil(len(images) / args.batch_size))
+
+
+def build_networks(args):
+    """Return (G, D), initialised under the seed or read from --netG and --netD. Raises ModelError, naming the option."""
+    torch.manual_seed(args.manual_seed)
+    netG = Generator(args.nz, args.ngf, args.nc, args.image_size)
+    netD = Discriminator(args.ndf, args.nc, args.image_size)
+    if args.netG:
+        netG = given(netG, load_generator(args.netG, average=False), "netG", ("nz", "ngf", "nc", "image_size"))
+    if args.netD:
+        netD = given(netD, load_discriminator(args.netD), "netD", ("ndf", "nc", "image_size"))
+    if bool(args.netG) != bool(args.netD):
+        fresh = "--netD" if args.netG else "--netG"
+        print(f"warning: without {fresh}, that network starts afresh against a trained one", file=sys.stderr)
+    return netG, netD
+
+
+def given(wanted, net, name, sizes):
+    for size in sizes:
+        if getattr(net, size) != getattr(wanted, size):
+            has, wants = getattr(net, size), getattr(wanted, size)
+            raise ModelError(f"--{name}: {name} has {size} {has}, this run wants {wants}")
+    return net
+
+
+def describe(args, device, images, training):
+    """Print the resolved settings, and warn of what may surprise."""
+    for name, value in vars(args).items():
+        print(f"  {name:12} {value}")
+    parameters = {name: sum(p.numel() for p in getattr(training, name).parameters()) for name in ("netG", "netD")}
+    print(f"{len(images):,} pictures; device {device}; parameters: G {parameters['netG']:,}, D {parameters['netD']:,}")
+    if device.type == "cpu" and torch.accelerator.is_available():
+        print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
+    elif args.accel and device.type == "cpu":
+        print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
+    if len(images) < args.batch_size:
+        print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
+    if images.skipped:
+        names = ", ".join(images.skipped[:3]) + (", ..." if len(images.skipped) > 3 else "")
+        print(f"warning: {len(images.skipped)} that cannot be read were left out: {names}", file=sys.stderr)
+
+
+def main(argv=None):
+    args, run, checkpoint = parse_options(argv)
+    try:
+        device = pick_device(args.cuda, args.accel)
+        netG, netD = build_networks(args)
+        settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
+        training = Training(netG, netD, device, **settings, seed=args.manual_seed)
+        images = load_images(
+            args.dataset, args.dataroot, args.image_size, args.nc, args.classes, args.cache, args.workers
+        )
+        epoch = step = 0
+        if checkpoint:
+            if checkpoint["pictures"] != len(images):
+                raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
+            training.load_state_dict(checkpoint)
+            epoch, step = checkpoint["epoch"], checkpoint["step"]
+        run.open(training.steps)
+        describe(args, device, images, training)
+        versions = {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+        }
+        run.save_settings(vars(args) | {"versions": versions})
+        if checkpoint:
+            print(f"continuing at epoch {epoch + 1}, step {step + 1} of {args.niter} epochs")
+        else:
+            first = next(images.batches(grid_size(args.image_size), args.manual_seed, epoch=0))
+            save_grid(run.path / "real_samples.png", first)
+    except (DataError, ModelError, RunError, OSError) as error:
+        return refuse(error, 2)
+    except KeyboardInterrupt:
+        return refuse("interrupted before training began", 130)
+    try:
+        return train(args, images, training, run, epoch, step)
+    except (DataError, RunError) as error:
+        return refuse(error, 1)
+
+
+def refuse(error, code):
+    print(f"dcgan.py: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

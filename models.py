@@ -1,0 +1,298 @@
+"""The two networks of DCGAN (Radford, Metz, Chintala 2016, arXiv:1511.06434), their initialisation and their weights files.
+
+>>> from models import latents, load_generator, pictures
+>>> faces = pictures(load_generator("out"), latents(range(64), nz=100))  # (64, 3, 64, 64) uint8
+"""
+
+import argparse
+import itertools
+import re
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+# The sides a DCGAN can have: a first map of 4..7, doubled at least twice.
+IMAGE_SIZES = tuple(sorted(b << k for b in range(4, 8) for k in range(2, 9) if b << k <= 1024))
+
+
+class ModelError(ValueError):
+    """A size no network can have, or a weights file that does not hold the network asked for. The message is one line."""
+
+
+def first_map_and_doublings(image_size):
+    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2).
+
+    Raises ModelError, naming the nearest sizes that work.
+    """
+    if image_size not in IMAGE_SIZES:
+        below = [s for s in IMAGE_SIZES if s < image_size][-1:]
+        above = [s for s in IMAGE_SIZES if s > image_size][:1]
+        nearest = " and ".join(map(str, below + above))
+        every = ", ".join(map(str, IMAGE_SIZES))
+        raise ModelError(f"no DCGAN has pictures of {image_size}; the nearest that work: {nearest} (all: {every})")
+    doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits
+    return image_size >> doublings, doublings
+
+
+def channel_multipliers(doublings):
+    """Return how many times ngf (ndf) channels each hidden map has, from the picture inwards: 1, 2, 4, 8, 16, 16, ..."""
+    return [min(2**i, 16) for i in range(doublings)]
+
+
+def weights_init(module):
+    """Initialise one layer as the paper does (section 4): weights N(0, 0.02); batch norm's scale N(1, 0.02), shift 0.
+
+    Use as `net.apply(weights_init)`; deterministic under `torch.manual_seed`.
+    """
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
+        nn.init.normal_(module.weight, 0.0, 0.02)
+    elif isinstance(module, nn.BatchNorm2d):
+        nn.init.normal_(module.weight, 1.0, 0.02)
+        nn.init.zeros_(module.bias)
+
+
+class Generator(nn.Module):
+    """G(z): latents (N, nz) or (N, nz, 1, 1), drawn from N(0, 1), to pictures (N, nc, image_size, image_size) in [-1, 1].
+
+    Layers, shapes and names are those of the paper's figure 1 and of the public PyTorch example. Raises ModelError for
+    an image_size not in IMAGE_SIZES.
+    """
+
+    def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
+        super().__init__()
+        self.nz, self.ngf, self.nc, self.image_size = nz, ngf, nc, image_size
+        b, doublings = first_map_and_doublings(image_size)
+        channels = [ngf * m for m in reversed(channel_multipliers(doublings))]
+        layers = [nn.ConvTranspose2d(nz, channels[0], b, 1, 0, bias=False)]  # at 64: 100 x 1 x 1 -> 512 x 4 x 4
+        for c_in, c_out in zip(channels, channels[1:] + [nc], strict=True):
+            layers += [nn.BatchNorm2d(c_in), nn.ReLU(inplace=True)]
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)]  # 256 x 8, 128 x 16, 64 x 32, 3 x 64
+        self.main = nn.Sequential(*layers, nn.Tanh())
+        self.apply(weights_init)
+
+    def forward(self, z):
+        return self.main(z.reshape(z.shape[0], self.nz, 1, 1))  # (N, nc, image_size, image_size)
+
+
+class Discriminator(nn.Module):
+    """D(x): pictures (N, nc, image_size, image_size) in [-1, 1] to p(real | x), shape (N,), in [0, 1].
+
+    `logits(x)` is the value before the sigmoid; training uses it. Raises ModelError for an image_size not in IMAGE_SIZES.
+    """
+
+    def __init__(self, ndf=64, nc=3, image_size=64):
+        super().__init__()
+        self.ndf, self.nc, self.image_size = ndf, nc, image_size
+        b, doublings = first_map_and_doublings(image_size)
+        channels = [ndf * m for m in channel_multipliers(doublings)]
+        layers = [nn.Conv2d(nc, channels[0], 4, 2, 1, bias=False)]  # at 64: 3 x 64 x 64 -> 64 x 32 x 32
+        layers += [nn.LeakyReLU(0.2, inplace=True)]
+        for c_in, c_out in itertools.pairwise(channels):
+            layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False)]  # 128 x 16 x 16, 256 x 8 x 8, 512 x 4 x 4
+            layers += [nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2, inplace=True)]
+        layers += [nn.Conv2d(channels[-1], 1, b, 1, 0, bias=False)]  # 1 x 1 x 1
+        self.main = nn.Sequential(*layers, nn.Sigmoid())
+        self.apply(weights_init)
+
+    def logits(self, x):
+        for layer in list(self.main)[:-1]:
+            x = layer(x)
+        return x.flatten()  # (N,)
+
+    def forward(self, x):
+        return self.main[-1](self.logits(x))  # (N,)
+
+
+def latents(seeds, nz):
+    """Return one latent per seed, (len(seeds), nz) on the CPU, each drawn from N(0, 1) with a random state of its own."""
+    return torch.stack([torch.randn(nz, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+
+
+@torch.no_grad()
+def pictures(netG, z):
+    """Return the pictures of z, (N, nz), as uint8 (N, nc, image_size, image_size) on the CPU; batch norm in eval mode.
+
+    A convolution's last bits depend on the size of its batch. The network therefore always sees blocks of one size, so
+    that a picture depends on its own latent alone, not on how many are made together.
+    """
+    block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 pictures at 64 x 64, fewer of the larger ones
+    device, was_training = next(netG.parameters()).device, netG.training
+    netG.eval()
+    blocks = []
+    for part in z.flatten(1).split(block):
+        x = netG(F.pad(part, (0, 0, 0, block - len(part))).to(device))[: len(part)]
+        blocks.append(x.mul(127.5).add(127.5).round().to(torch.uint8))
+    netG.train(was_training)
+    return torch.cat(blocks).cpu()
+
+
+@torch.no_grad()
+def set_statistics(netG, noise):
+    """Replace G's running mean and variance by the exact ones over all of `noise`, an iterable of latents (N, nz).
+
+    Each batch is normalised by its own statistics, as in training; those of the batches, all of one size, are pooled.
+    Nothing but the running statistics changes. Without it a picture made alone (eval mode) suffers from a moving
+    average that lags behind the weights, or, for averaged weights, belongs to others.
+    """
+    layers = list(netG.main)
+    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
+    means, squares = [[] for _ in norms], [[] for _ in norms]
+    for z in noise:
+        x, i = z.reshape(-1, netG.nz, 1, 1), 0
+        for layer in layers:
+            if isinstance(layer, nn.BatchNorm2d):
+                var, mean = (v.cpu().double() for v in torch.var_mean(x, (0, 2, 3), correction=0))
+                means[i].append(mean)
+                squares[i].append(var + mean**2)  # E[x^2] = Var[x] + E[x]^2
+                x, i = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps), i + 1
+            else:
+                x = layer(x)
+    for norm, mean, square in zip(norms, means, squares, strict=True):
+        mean, square = torch.stack(mean).mean(0), torch.stack(square).mean(0)
+        norm.running_mean.copy_(mean)
+        norm.running_var.copy_(square - mean**2)
+
+
+def pick_device(cuda, accel):
+    """Return the torch.device that --cuda and --accel ask for; without them, or with no accelerator for --accel, the CPU.
+
+    Raises ModelError if CUDA is asked for and there is none.
+    """
+    if cuda and not torch.cuda.is_available():
+        raise ModelError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
+    if cuda:
+        return torch.device("cuda")
+    return (accel and torch.accelerator.current_accelerator(check_available=True)) or torch.device("cpu")
+
+
+def weights_of(net):
+    """Return the network's state dict as contiguous float32 CPU tensors, the form every weights file has."""
+    return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+
+
+def load_generator(path, average=True):
+    """Read a generator: in eval mode, on the CPU, its nz, ngf, nc and image_size read off the shapes of the weights.
+
+    path: a weights file of any DCGAN of these shapes, whatever its layers are called, bare or nested in a dictionary;
+    a checkpoint; or a run folder (the newest). `average`: where both are there, the averaged generator, not the plain.
+    Raises ModelError, one line, if there is none, or its weights are of another shape or not finite.
+    """
+    return load_network(Generator, path, average)
+
+
+def load_discriminator(path):
+    """Read a discriminator as `load_generator` reads a generator."""
+    return load_network(Discriminator, path, False)
+
+
+def load_network(kind, path, average):
+    path = Path(path)
+    if path.is_dir():
+        path = newest_weights(path, "netG" if kind is Generator else "netD", average)
+    candidates = list(state_dicts(read_file(path)))
+    fitting = [(("ema" in name.lower()) == average, fit(kind, state)) for name, state in candidates]
+    preferred = max((match for match in fitting if match[1]), key=lambda match: match[0], default=None)
+    if not preferred:
+        wanted, other = ("generator", Discriminator) if kind is Generator else ("discriminator", Generator)
+        mixed_up = any(fit(other, state) for _, state in candidates)
+        why = f"it holds a {other.__name__.lower()}" if mixed_up else "no weights in it have the shapes of one"
+        raise ModelError(f"{path} is not the {wanted} of a DCGAN: {why}")
+    net = preferred[1].float().eval()
+    bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
+    if bad:
+        raise ModelError(
+            f"{path} holds weights that are not finite ({bad[0]}), its run had diverged: use an earlier file"
+        )
+    return net
+
+
+def newest_weights(folder, role, average):
+    """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint."""
+    by_age = []  # (epochs done, steps after that, preference, path)
+    for path in folder.glob(f"{role}*_epoch_*.pth"):
+        match = re.fullmatch(rf"{role}(_ema)?_epoch_(\d+)\.pth", path.name)
+        if match:
+            by_age.append((int(match[2]) + 1, 0, bool(match[1]) == average, path))
+    checkpoint = folder / "checkpoint.pth"
+    if checkpoint.is_file():
+        try:
+            state = read_file(checkpoint)
+            by_age.append((state["epoch"], state["step"], False, checkpoint))
+        except (ModelError, KeyError, TypeError):
+            if not by_age:  # else whole files lie beside a damaged one
+                raise ModelError(f"{checkpoint} is damaged, and {folder} holds no other weights") from None
+    if not by_age:
+        raise ModelError(f"{folder} holds no weights: looked for {role}_epoch_0.pth and the like, and checkpoint.pth")
+    return max(by_age, key=lambda entry: entry[:3])[3]
+
+
+def read_file(path):
+    """Return what torch.save wrote to `path`, on the CPU; runs no code from the file. Raises ModelError, one line."""
+    try:
+        with torch.serialization.safe_globals([argparse.Namespace]):  # settings are often saved beside the weights
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"{path}: there is no such file") from None
+    except OSError as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except Exception as error:  # whatever a damaged or hostile file makes the reader raise
+        if "Unsupported " in str(error):
+            why = "it holds more than tensors and plain settings, which could run code; save the state_dict() alone"
+        else:
+            why = "it is damaged, or not a file that torch.save wrote"
+        raise ModelError(f"{path} cannot be read as weights: {why}") from None
+
+
+def state_dicts(tree, name=""):
+    """Yield (name, state dict) for every dictionary in `tree`, however deep, that has convolution weights in it."""
+    if not isinstance(tree, dict):
+        return
+    tensors = {str(key): value for key, value in tree.items() if isinstance(value, torch.Tensor)}
+    if any(t.dim() == 4 for t in tensors.values()):
+        yield name, tensors
+        for part in dict.fromkeys(key.split(".")[0] for key in tensors):  # both networks may share one dictionary
+            yield f"{name}.{part}", {key: t for key, t in tensors.items() if key.split(".")[0] == part}
+    for key, value in tree.items():
+        yield from state_dicts(value, f"{name}.{key}")
+
+
+def layers_of(state):
+    """Return (names of the convolutions' weights, prefixes of the batch norms' tensors), each in the order of the layers."""
+    convolutions = [name for name, t in state.items() if t.dim() == 4]
+    norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
+    return convolutions, norms
+
+
+def fit(kind, state):
+    """Return a Generator or Discriminator (`kind`) with the weights of `state`, or None if their shapes are not one's.
+
+    Layers are told by the order and the shapes of their weights, never by their names.
+    """
+    convolutions, norms = layers_of(state)
+    if len(convolutions) < 3 or not all(state[name].is_floating_point() for name in convolutions):
+        return None
+    first, last, doublings = state[convolutions[0]].shape, state[convolutions[-1]].shape, len(convolutions) - 1
+    try:
+        with torch.device("meta"):  # shapes alone, no storage
+            if kind is Generator:
+                net = Generator(nz=first[0], ngf=last[0], nc=last[1], image_size=first[2] << doublings)
+            else:
+                net = Discriminator(ndf=first[0], nc=first[1], image_size=last[2] << doublings)
+    except ModelError:
+        return None
+    expected = net.state_dict()
+    our_convolutions, our_norms = layers_of(expected)
+    theirs = dict(zip(our_convolutions, convolutions, strict=False))
+    for ours, their in zip(our_norms, norms, strict=False):
+        theirs |= {name: their + name.removeprefix(ours) for name in expected if name.startswith(ours)}
+    renamed = {name: state[theirs[name]] for name in expected if theirs.get(name) in state}
+    for name in expected:  # files of torch before 0.4.1 do not count batches
+        if name.endswith("num_batches_tracked"):
+            renamed.setdefault(name, torch.tensor(0))
+    same_shapes = {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in expected.items()}
+    if not same_shapes or not state.keys() <= set(theirs.values()):
+        return None
+    net.load_state_dict({name: t.contiguous() for name, t in renamed.items()}, assign=True)
+    return net

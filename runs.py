@@ -1,0 +1,182 @@
+"""The run folder: files that are whole or absent, its lock, checkpoints, log, plots and the animation."""
+
+import contextlib
+import csv
+import json
+import os
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.utils import make_grid
+
+from models import ModelError, read_file
+
+LOG_FIELDS = ("epoch", "step", "images", "loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2", "images_per_s")
+MOST_FRAMES = 60  # of the animation: about 3 MB at 64 x 64
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked, or a run that cannot go on. The message is one line."""
+
+
+def write_whole(path, write):
+    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError."""
+    path = Path(path)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(partial, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
+        why = getattr(error, "strerror", None) or " ".join(str(error).split())
+        raise RunError(f"{path} could not be written ({why}); the files saved before it are whole") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+
+
+def save_grid(path, pictures):
+    """Write pictures, uint8 (N, nc, s, s), as one PNG, about as many across as down (8 for 64)."""
+    grid = make_grid(pictures, nrow=max(1, int(len(pictures) ** 0.5)))
+    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
+    write_whole(path, lambda file: image.save(file, "png"))
+
+
+def grid_size(image_size):
+    """Return how many pictures a grid shows: 64, or fewer of those larger than 128, so that it stays about 1,000 wide."""
+    return max(4, min(64, (1024 // image_size) ** 2))
+
+
+class RunFolder:
+    """The folder of one run (`--outf`). Nothing is written before `open`."""
+
+    def __init__(self, path):
+        self.path, self.rows, self.log, self.lock = Path(path), [], None, None
+
+    def check_free(self, resume):
+        """Raise RunError if a run could not be written here, or would overwrite another."""
+        nearest = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
+        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+            raise RunError(
+                f"--outf {self.path}: {nearest} is not a folder that can be written to; choose another --outf"
+            )
+        weights = list(self.path.glob("netG_epoch_*.pth")) + list(self.path.glob("checkpoint*.pth"))
+        if weights and not resume and not self.is_dry_run():
+            raise RunError(
+                f"--outf {self.path} holds a run already: add --resume to continue it, or choose another --outf"
+            )
+
+    def is_dry_run(self):
+        try:
+            return bool(json.loads((self.path / "args.json").read_text(encoding="utf-8"))["dry_run"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def open(self, resumed_step=0):
+        """Make the folder, take its lock (RunError if another run has it), tidy up after a killed run, open the log.
+
+        The rows of a log that go beyond `resumed_step` are dropped: those steps will be taken again.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._take_lock()
+        for left_over in self.path.glob(".*.part"):
+            left_over.unlink()
+        path = self.path / "log.csv"
+        if resumed_step and path.is_file():
+            with open(path, newline="", encoding="utf-8") as file:
+                whole = (row for row in csv.DictReader(file) if all(row.get(field) for field in LOG_FIELDS))
+                rows = [{field: float(row[field]) for field in LOG_FIELDS} for row in whole]
+            self.rows = [row for row in rows if row["step"] <= resumed_step]
+        lines = [",".join(LOG_FIELDS), *map(log_line, self.rows), ""]
+        write_whole(path, lambda file: file.write("\n".join(lines).encode()))
+        self.log = open(path, "a", encoding="utf-8")
+
+    def _take_lock(self):
+        try:
+            import fcntl
+        except ImportError:  # Windows has none
+            return
+        self.lock = open(self.path / ".lock", "w")
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its holder
+        except OSError:
+            raise RunError(f"--outf {self.path}: another run is writing there; choose another --outf") from None
+
+    def add_row(self, row):
+        """Append one row (a dict with LOG_FIELDS) to log.csv."""
+        self.rows.append(row)
+        print(log_line(row), file=self.log, flush=True)
+
+    def save_settings(self, settings):
+        text = json.dumps(settings, indent=2) + "\n"
+        write_whole(self.path / "args.json", lambda file: file.write(text.encode()))
+
+    def save_weights(self, name, weights):
+        write_whole(self.path / f"{name}.pth", lambda file: torch.save(weights, file))
+
+    def save_checkpoint(self, state):
+        """Write checkpoint.pth; the one before it stays as checkpoint.prev.pth."""
+        newest, previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
+        fresh = self.path / ".checkpoint.pth.part"
+        write_whole(fresh, lambda file: torch.save(state, file))
+        if newest.exists():
+            os.replace(newest, previous)
+        os.replace(fresh, newest)
+
+    def load_checkpoint(self):
+        """Return the state last saved, or None if there is none. Raises RunError if what is there cannot be read."""
+        for name in ("checkpoint.pth", "checkpoint.prev.pth"):  # only the latter, if killed between two renames
+            if (self.path / name).is_file():
+                try:
+                    return read_file(self.path / name)
+                except ModelError as error:
+                    raise RunError(str(error)) from None
+        return None
+
+    def plot_losses(self, steps_per_epoch):
+        """Draw losses.png: both losses, and D(x) with D(G(z)) before and after D's update, over the epochs."""
+        from matplotlib.figure import Figure
+
+        epochs = np.array([row["step"] for row in self.rows]) / steps_per_epoch
+        figure = Figure(figsize=(10, 7), layout="constrained")
+        axes = figure.subplots(2, sharex=True)
+        curves = (
+            (axes[0], "loss_D", "tab:orange", "loss of D"),
+            (axes[0], "loss_G", "tab:blue", "loss of G"),
+            (axes[1], "D_x", "tab:green", "D(x)"),
+            (axes[1], "D_G_z1", "tab:red", "D(G(z)) before D's update"),
+            (axes[1], "D_G_z2", "tab:purple", "D(G(z)) after it"),
+        )
+        window = max(1, len(self.rows) // 50)
+        for axis, field, colour, label in curves:
+            values = np.array([row[field] for row in self.rows])
+            axis.plot(epochs, values, color=colour, alpha=0.25, linewidth=0.8)
+            smooth = np.convolve(values, np.ones(window) / window, "valid")
+            axis.plot(epochs[window - 1 :], smooth, color=colour, label=label, marker="o" if len(values) == 1 else None)
+        axes[0].set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
+        axes[1].set(ylabel="mean probability of being real", xlabel="epochs", ylim=(0, 1))
+        for axis in axes:
+            axis.grid(alpha=0.3)
+            axis.legend(loc="upper right")
+        write_whole(self.path / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
+
+    def animate(self):
+        """Write progress.gif: the grids of fixed noise saved so far, at most MOST_FRAMES, the last held for two seconds."""
+        found = {int(re.findall(r"\d+", p.name)[0]): p for p in self.path.glob("fake_samples_epoch_*.png")}
+        paths = [found[epoch] for epoch in sorted(found)]
+        if not paths:
+            return
+        chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
+        frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for path in chosen]
+        durations = [150] * (len(frames) - 1) + [2000]
+        options = {"format": "gif", "save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+        write_whole(self.path / "progress.gif", lambda file: frames[0].save(file, **options))
+
+
+def log_line(row):
+    return ",".join(f"{row[field]:.6g}" if isinstance(row[field], float) else str(row[field]) for field in LOG_FIELDS)
