@@ -1,4 +1,4 @@
-"""Any data set as one array of prepared pictures: found, decoded once by several processes, kept on disk, read in batches.
+"""Any data set as one array of prepared pictures: found, decoded once, kept on disk, read in batches.
 
 >>> from data import load_images
 >>> images = load_images("folder", "my/photos", image_size=64)
@@ -89,7 +89,7 @@ class Files(Source):
         if not self.names:
             kinds = ", ".join(f"*{e}" for e in EXTENSIONS)
             raise DataError(
-                f"--dataroot {root}: no pictures there; looked for {kinds} in it and below, as in {root}/a/b.jpg"
+                f"--dataroot {root}: no pictures; looked for {kinds} in it and below, as {root}/any/name.jpg"
             )
 
     def _cannot_list(self, error):
@@ -186,9 +186,9 @@ def open_celeba(dataroot, **_):
             datasets.CelebA(root, split="all", download=True)
         except Exception as error:  # the quota, the network, gdown missing, a page where the archive should be
             raise DataError(
-                f"--dataroot {root}: no CelebA there (looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in"
-                f" celeba/), and the download failed ({one_line(error)}); fetch img_align_celeba.zip by hand from"
-                f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it at {root / 'celeba' / 'img_align_celeba.zip'}"
+                f"--dataroot {root}: looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in"
+                f" {root}/celeba; none is there, and the download failed ({one_line(error)}): fetch the zip by hand"
+                f" from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
             ) from None
         found = find_celeba(root)
     return Files(found)
@@ -281,8 +281,10 @@ SOURCES = {
 
 
 def prepare(image, image_size, nc):
-    """Return a PIL image of any kind as uint8 (nc, image_size, image_size): upright, on white, RGB (nc 3) or grey (nc 1),
-    the shorter side resized to image_size, the centre cropped. Equal in every pixel to torchvision's Resize and CenterCrop.
+    """Return a PIL image of any kind as uint8 (nc, image_size, image_size): upright, on white, RGB (nc 3) or grey (1).
+
+    The shorter side is resized to image_size, then the centre is cropped: equal in every pixel to torchvision's
+    Resize(image_size) and CenterCrop(image_size).
     """
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
@@ -301,7 +303,7 @@ def prepare(image, image_size, nc):
 
 
 class Pictures(Dataset):
-    """A source's pictures, prepared: pictures[i] is (uint8 array (nc, image_size, image_size), None), or (None, why not)."""
+    """A source's pictures, prepared: [i] is (uint8 array (nc, image_size, image_size), None), or (None, why not)."""
 
     def __init__(self, source, image_size, nc):
         self.source, self.image_size, self.nc = source, image_size, nc

@@ -4,7 +4,6 @@ python dcgan.py --imageSize 32 --niter 10 --outf out       # cartoon faces that 
 python dcgan.py --dataset folder --dataroot photos --cuda  # your own
 """
 
-import argparse
 import copy
 import math
 import platform
@@ -23,7 +22,7 @@ from models import (
     Discriminator,
     Generator,
     ModelError,
-    first_map_and_doublings,
+    check_image_size,
     latents,
     load_discriminator,
     load_generator,
@@ -32,33 +31,13 @@ from models import (
     set_statistics,
     weights_of,
 )
-from runs import RunError, RunFolder, grid_size, save_grid
+from runs import Parser, RunError, RunFolder, grid_size, number, save_grid
 
 STATISTICS = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")
 # What makes a run the run it is: a continued one keeps it. The rest may change from one continuation to the next.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf", "batch_size", "lr", "beta1", "ema", "precision")
 FIXED += ("manual_seed",)
 KEPT = (*FIXED, "dataroot", "niter", "save_every", "log_every")  # taken from the checkpoint unless given again
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """Refuse a request in one line, without argparse's usage text."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def number(kind, low, below=math.inf):
-    """Return a type for argparse: a number of `kind` in [low, below)."""
-
-    def parse(text):
-        value = kind(text)
-        if not low <= value < below:
-            upper = f" and below {below}" if below < math.inf else " and finite"
-            raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
-    return parse
 
 
 def build_parser():
@@ -102,13 +81,7 @@ def build_parser():
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
-    add(
-        "--ngpu",
-        type=count,
-        default=1,
-        metavar="N",
-        help="number of GPUs; more than 1 is not possible yet [%(default)s]",
-    )
+    add("--ngpu", type=count, default=1, metavar="N", help="GPUs to train on; only 1 so far [%(default)s]")
     add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' arithmetic [%(default)s]")
 
     add = parser.add_argument_group("run folder").add_argument
@@ -120,7 +93,7 @@ def build_parser():
         type=count,
         default=10,
         metavar="N",
-        help="steps from one row of log.csv to the next [%(default)s]",
+        help="steps from one row of the log to the next [%(default)s]",
     )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
     return parser
@@ -143,7 +116,8 @@ def parse_options(argv):
                 raise RunError(
                     f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave these out, or start another"
                 )
-        first_map_and_doublings(args.image_size)
+            args.netG = args.netD = None  # the run goes on with its own
+        check_image_size(args.image_size)
         args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
@@ -242,6 +216,8 @@ class Training:
         self.steps = state["steps"]
         if self.noise.get_state().shape == state["noise"].shape:  # else it was saved on another kind of device
             self.noise.set_state(state["noise"])
+        else:
+            self.noise.manual_seed(self.noise.initial_seed() + self.steps)
 
 
 @torch.no_grad()
@@ -252,23 +228,22 @@ def update_average(netG_ema, netG, decay):
 
 
 class StopOnSignal:
-    """While open, the first SIGINT, SIGTERM or SIGHUP is kept in `received`, for the loop to end; a second acts at once."""
+    """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all."""
 
     def __enter__(self):
         self.received, self.before = None, {}
         for name in ("SIGINT", "SIGTERM", "SIGHUP"):
             if hasattr(signal, name):  # Windows has no SIGHUP
-                number = getattr(signal, name)
-                self.before[number] = signal.signal(number, self._receive)
+                self.before[getattr(signal, name)] = signal.signal(getattr(signal, name), self._receive)
         return self
 
-    def _receive(self, number, _):
-        self.received = number
-        signal.signal(number, signal.SIG_DFL)
+    def _receive(self, signum, _):
+        self.received = signum
+        signal.signal(signum, signal.SIG_DFL)
 
     def __exit__(self, *_):
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
+        for signum, handler in self.before.items():
+            signal.signal(signum, handler)
 
 
 class Meter:
@@ -312,13 +287,15 @@ def train(args, images, training, run, epoch, step):
             if not stopped:
                 epoch, step = epoch + 1, 0
                 tqdm.write(summary(run, epoch, args.niter))
+                sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
                 save(args, images, training, run, epoch, step)
                 stopped = stopped or bool(stop.received)
         run.animate()
     if stop.received:
         name = signal.Signals(stop.received).name
-        print(f"{name}: saved in {run.path} at epoch {epoch}, step {step}; --resume continues there", file=sys.stderr)
+        where = f"epoch {epoch + 1}, step {step + 1}"
+        print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)
         return 128 + stop.received
     return 0
 
@@ -361,7 +338,7 @@ def save(args, images, training, run, epoch, step):
 
 
 def build_networks(args):
-    """Return (G, D), initialised under the seed or read from --netG and --netD. Raises ModelError, naming the option."""
+    """Return (G, D), initialised under the seed or read from --netG and --netD. Raises ModelError."""
     torch.manual_seed(args.manual_seed)
     netG = Generator(args.nz, args.ngf, args.nc, args.image_size)
     netD = Discriminator(args.ndf, args.nc, args.image_size)
@@ -418,14 +395,12 @@ def main(argv=None):
             epoch, step = checkpoint["epoch"], checkpoint["step"]
         run.open(training.steps)
         describe(args, device, images, training)
-        versions = {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
-        }
-        run.save_settings(vars(args) | {"versions": versions})
-        if checkpoint:
-            print(f"continuing at epoch {epoch + 1}, step {step + 1} of {args.niter} epochs")
+        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
+        run.save_settings(vars(args) | {"versions": {"python": platform.python_version()} | versions})
+        if epoch >= args.niter:
+            print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
+        elif checkpoint:
+            print(f"continuing at epoch {epoch + 1}, step {step + 1}; --niter is {args.niter}")
         else:
             first = next(images.batches(grid_size(args.image_size), args.manual_seed, epoch=0))
             save_grid(run.path / "real_samples.png", first)

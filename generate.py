@@ -1,9 +1,8 @@
 """Sample pictures from a trained DCGAN generator.
 
-    python generate.py --load_path out --num_output 64
+python generate.py --load_path out --num_output 64
 """
 
-import argparse
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models import ModelError, latents, load_generator, pick_device, pictures
-from runs import Parser, RunError, check_writable, number, save_grid
+from runs import Parser, RunError, check_writable, number, save_grid, write_whole
 
 GRID = 64  # pictures that grid.png shows at most
 
@@ -21,11 +20,13 @@ GRID = 64  # pictures that grid.png shows at most
 def build_parser():
     parser = Parser(prog="generate.py", description=__doc__.splitlines()[0])
     add, count = parser.add_argument, number(int, 1)
-    add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights of a generator [%(default)s]")
+    add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights [%(default)s]")
     add("--num_output", type=count, default=64, metavar="N", help="how many pictures [%(default)s]")
-    add("--manualSeed", dest="manual_seed", type=number(int, 0), default=0, metavar="N", help="seed of the first [%(default)s]")
+    add(
+        "--manualSeed", dest="manual_seed", type=number(int, 0), default=0, metavar="N", help="first seed [%(default)s]"
+    )
     add("--outf", default="generated", metavar="DIR", help="folder for the pictures [%(default)s]")
-    add("--batchSize", dest="batch_size", type=count, default=256, metavar="N", help="pictures in memory at once [%(default)s]")
+    add("--batchSize", dest="batch_size", type=count, default=256, metavar="N", help="pictures at a time [%(default)s]")
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
     add("--show", action="store_true", help="show the grid in a window at the end")
@@ -34,7 +35,8 @@ def build_parser():
 
 def write_png(path, picture):
     """Write a picture, uint8 (nc, s, s), nc 1 or 3."""
-    Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy()).save(path)
+    image = Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
+    write_whole(path, lambda file: image.save(file, "png"), sync=False)
 
 
 def generate(netG, num_output, manual_seed, batch_size, outf):

@@ -1,4 +1,4 @@
-"""The two networks of DCGAN (Radford, Metz, Chintala 2016, arXiv:1511.06434), their initialisation and their weights files.
+"""The two networks of DCGAN (Radford, Metz, Chintala 2016, arXiv:1511.06434), their initialisation and weights files.
 
 >>> from models import latents, load_generator, pictures
 >>> faces = pictures(load_generator("out"), latents(range(64), nz=100))  # (64, 3, 64, 64) uint8
@@ -18,26 +18,28 @@ IMAGE_SIZES = tuple(sorted(b << k for b in range(4, 8) for k in range(2, 9) if b
 
 
 class ModelError(ValueError):
-    """A size no network can have, or a weights file that does not hold the network asked for. The message is one line."""
+    """A size no network can have, or a file that does not hold the weights asked for. The message is one line."""
+
+
+def check_image_size(image_size):
+    """Raise ModelError, naming the nearest sizes that work, if no DCGAN has pictures of this side."""
+    if image_size not in IMAGE_SIZES:
+        nearest = [s for s in IMAGE_SIZES if s < image_size][-1:] + [s for s in IMAGE_SIZES if s > image_size][:1]
+        raise ModelError(
+            f"--imageSize {image_size} is not possible; the nearest sizes that work are {' and '.join(map(str, nearest))}"
+            f" (all: {', '.join(map(str, IMAGE_SIZES))})"
+        )
 
 
 def first_map_and_doublings(image_size):
-    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2).
-
-    Raises ModelError, naming the nearest sizes that work.
-    """
-    if image_size not in IMAGE_SIZES:
-        below = [s for s in IMAGE_SIZES if s < image_size][-1:]
-        above = [s for s in IMAGE_SIZES if s > image_size][:1]
-        nearest = " and ".join(map(str, below + above))
-        every = ", ".join(map(str, IMAGE_SIZES))
-        raise ModelError(f"no DCGAN has pictures of {image_size}; the nearest that work: {nearest} (all: {every})")
+    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2)."""
+    check_image_size(image_size)
     doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits
     return image_size >> doublings, doublings
 
 
 def channel_multipliers(doublings):
-    """Return how many times ngf (ndf) channels each hidden map has, from the picture inwards: 1, 2, 4, 8, 16, 16, ..."""
+    """Return the hidden maps' channels as multiples of ngf (ndf), from the picture inwards: 1, 2, 4, 8, 16, 16, ..."""
     return [min(2**i, 16) for i in range(doublings)]
 
 
@@ -54,10 +56,10 @@ def weights_init(module):
 
 
 class Generator(nn.Module):
-    """G(z): latents (N, nz) or (N, nz, 1, 1), drawn from N(0, 1), to pictures (N, nc, image_size, image_size) in [-1, 1].
+    """G(z): latents (N, nz) or (N, nz, 1, 1) from N(0, 1) to pictures (N, nc, image_size, image_size) in [-1, 1].
 
-    Layers, shapes and names are those of the paper's figure 1 and of the public PyTorch example. Raises ModelError for
-    an image_size not in IMAGE_SIZES.
+    Layers, shapes and names are those of the paper (figure 1, section 3) and of the public PyTorch example. Raises
+    ModelError for an image_size not in IMAGE_SIZES.
     """
 
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
@@ -79,7 +81,8 @@ class Generator(nn.Module):
 class Discriminator(nn.Module):
     """D(x): pictures (N, nc, image_size, image_size) in [-1, 1] to p(real | x), shape (N,), in [0, 1].
 
-    `logits(x)` is the value before the sigmoid; training uses it. Raises ModelError for an image_size not in IMAGE_SIZES.
+    `logits(x)` is the value before the sigmoid; training uses it. Raises ModelError for an image_size not in
+    IMAGE_SIZES.
     """
 
     def __init__(self, ndf=64, nc=3, image_size=64):
@@ -106,7 +109,7 @@ class Discriminator(nn.Module):
 
 
 def latents(seeds, nz):
-    """Return one latent per seed, (len(seeds), nz) on the CPU, each drawn from N(0, 1) with a random state of its own."""
+    """Return one latent from N(0, 1) per seed, (len(seeds), nz) on the CPU, each with a random state of its own."""
     return torch.stack([torch.randn(nz, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
 
 
@@ -156,7 +159,7 @@ def set_statistics(netG, noise):
 
 
 def pick_device(cuda, accel):
-    """Return the torch.device that --cuda and --accel ask for; without them, or with no accelerator for --accel, the CPU.
+    """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
 
     Raises ModelError if CUDA is asked for and there is none.
     """
@@ -259,7 +262,7 @@ def state_dicts(tree, name=""):
 
 
 def layers_of(state):
-    """Return (names of the convolutions' weights, prefixes of the batch norms' tensors), each in the order of the layers."""
+    """Return (names of the convolutions' weights, prefixes of the batch norms' tensors), in the order of the layers."""
     convolutions = [name for name, t in state.items() if t.dim() == 4]
     norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
     return convolutions, norms

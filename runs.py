@@ -1,8 +1,10 @@
-"""The run folder: files that are whole or absent, its lock, checkpoints, log, plots and the animation."""
+"""What both scripts share: requests refused in one line, files whole or absent, grids; and the run folder."""
 
+import argparse
 import contextlib
 import csv
 import json
+import math
 import os
 import re
 from pathlib import Path
@@ -22,15 +24,46 @@ class RunError(Exception):
     """A run folder that cannot be used as asked, or a run that cannot go on. The message is one line."""
 
 
-def write_whole(path, write):
-    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError."""
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        """Refuse a request in one line, without argparse's usage text."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def number(kind, low, below=math.inf):
+    """Return a type for argparse: a number of `kind` in [low, below)."""
+
+    def parse(text):
+        value = kind(text)
+        if not low <= value < below:
+            upper = f" and below {below}" if below < math.inf else " and finite"
+            raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
+    return parse
+
+
+def check_writable(folder):
+    """Raise RunError if `folder` is not, or could not become, a folder that can be written to."""
+    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
+
+
+def write_whole(path, write, sync=True):
+    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError.
+
+    sync: make sure that it is on the disk, which takes a while.
+    """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
         with open(partial, "wb") as file:
             write(file)
-            file.flush()
-            os.fsync(file.fileno())
+            if sync:
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -48,7 +81,7 @@ def save_grid(path, pictures):
 
 
 def grid_size(image_size):
-    """Return how many pictures a grid shows: 64, or fewer of those larger than 128, so that it stays about 1,000 wide."""
+    """Return how many pictures a grid shows: 64, or fewer of large ones, so that it stays about 1,000 pixels wide."""
     return max(4, min(64, (1024 // image_size) ** 2))
 
 
@@ -60,16 +93,14 @@ class RunFolder:
 
     def check_free(self, resume):
         """Raise RunError if a run could not be written here, or would overwrite another."""
-        nearest = next(p for p in [self.path, *self.path.absolute().parents] if p.exists())
-        if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
-            raise RunError(
-                f"--outf {self.path}: {nearest} is not a folder that can be written to; choose another --outf"
-            )
-        weights = list(self.path.glob("netG_epoch_*.pth")) + list(self.path.glob("checkpoint*.pth"))
-        if weights and not resume and not self.is_dry_run():
-            raise RunError(
-                f"--outf {self.path} holds a run already: add --resume to continue it, or choose another --outf"
-            )
+        check_writable(self.path)
+        checkpoints = list(self.path.glob("checkpoint*.pth"))
+        if self.is_dry_run() or (resume and checkpoints):
+            return
+        if checkpoints:
+            raise RunError(f"--outf {self.path} holds a run: add --resume to continue it, or choose another --outf")
+        if list(self.path.glob("net[GD]_epoch_*.pth")):
+            raise RunError(f"--outf {self.path} holds weights, but no checkpoint to continue: choose another --outf")
 
     def is_dry_run(self):
         try:
@@ -94,14 +125,14 @@ class RunFolder:
             self.rows = [row for row in rows if row["step"] <= resumed_step]
         lines = [",".join(LOG_FIELDS), *map(log_line, self.rows), ""]
         write_whole(path, lambda file: file.write("\n".join(lines).encode()))
-        self.log = open(path, "a", encoding="utf-8")
+        self.log = open(path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
 
     def _take_lock(self):
         try:
             import fcntl
         except ImportError:  # Windows has none
             return
-        self.lock = open(self.path / ".lock", "w")
+        self.lock = open(self.path / ".lock", "w")  # noqa: SIM115 - as long as the run
         try:
             fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # dies with its holder
         except OSError:
@@ -166,7 +197,7 @@ class RunFolder:
         write_whole(self.path / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
 
     def animate(self):
-        """Write progress.gif: the grids of fixed noise saved so far, at most MOST_FRAMES, the last held for two seconds."""
+        """Write progress.gif: the grids of fixed noise saved so far, at most MOST_FRAMES, the last held for longer."""
         found = {int(re.findall(r"\d+", p.name)[0]): p for p in self.path.glob("fake_samples_epoch_*.png")}
         paths = [found[epoch] for epoch in sorted(found)]
         if not paths:
