@@ -105,8 +105,7 @@ class Files(Source):
         return self.names[i]
 
     def identity(self):
-        stats = [os.stat(self.root / name) for name in self.names]
-        return [str(self.root.resolve()), self.names, [(s.st_size, s.st_mtime_ns) for s in stats]]
+        return [str(self.root.resolve()), [(name, *stamp(self.root / name)) for name in self.names]]
 
 
 class Lmdb(Source):
@@ -147,8 +146,7 @@ class Lmdb(Source):
             return Image.open(io.BytesIO(transaction.get(bytes(key))))
 
     def identity(self):
-        stats = [os.stat(os.path.join(folder, "data.mdb")) for folder in self.folders]
-        return [self.folders, [(s.st_size, s.st_mtime_ns) for s in stats]]
+        return [(folder, *stamp(Path(folder, "data.mdb"))) for folder in self.folders]
 
 
 class Torchvision(Source):
@@ -440,6 +438,15 @@ def check_skipped(skipped, total):
         raise DataError(
             f"{len(skipped)} of {total} pictures cannot be read, the first: {skipped[0]}; is this the right folder?"
         )
+
+
+def stamp(path):
+    """Return (size in bytes, time of the last change in ns) of a file; nothing for one that is not there."""
+    try:
+        stat = os.stat(path)
+    except OSError:
+        return ()
+    return stat.st_size, stat.st_mtime_ns
 
 
 def one_line(error):

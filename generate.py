@@ -26,7 +26,7 @@ def build_parser():
         "--manualSeed", dest="manual_seed", type=number(int, 0), default=0, metavar="N", help="first seed [%(default)s]"
     )
     add("--outf", default="generated", metavar="DIR", help="folder for the pictures [%(default)s]")
-    add("--batchSize", dest="batch_size", type=count, default=256, metavar="N", help="pictures at a time [%(default)s]")
+    add("--batchSize", dest="batch_size", type=count, default=64, metavar="N", help="pictures at a time [%(default)s]")
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
     add("--show", action="store_true", help="show the grid in a window at the end")
