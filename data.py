@@ -6,6 +6,7 @@
 """
 
 import bisect
+import functools
 import hashlib
 import io
 import itertools
@@ -249,14 +250,6 @@ def open_torchvision(kind, dataroot, **_):
         ) from None
 
 
-def open_cifar10(**options):
-    return open_torchvision(datasets.CIFAR10, **options)
-
-
-def open_mnist(**options):
-    return open_torchvision(datasets.MNIST, **options)
-
-
 def open_cartoon(image_size, **_):
     return Cartoons(image_size)
 
@@ -268,13 +261,13 @@ def open_fake(image_size, **_):
 SOURCES = {
     "cartoon": open_cartoon,
     "celeba": open_celeba,
-    "cifar10": open_cifar10,
+    "cifar10": functools.partial(open_torchvision, datasets.CIFAR10),
     "fake": open_fake,
     "folder": open_folder,
     "imagenet": open_folder,
     "lfw": open_folder,
     "lsun": open_lsun,
-    "mnist": open_mnist,
+    "mnist": functools.partial(open_torchvision, datasets.MNIST),
 }
 
 
@@ -285,8 +278,8 @@ def prepare(image, image_size, nc):
     Resize(image_size) and CenterCrop(image_size).
     """
     ImageOps.exif_transpose(image, in_place=True)
-    if image.mode.startswith("I;16"):  # Pillow would clip instead of scaling
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
+        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
