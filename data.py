@@ -40,7 +40,7 @@ class DataError(ValueError):
 class Source:
     """The pictures of a data set before preparation: len(source), source[i] (a PIL image), and these."""
 
-    unreadable = {}  # folders that could not be listed: path -> why
+    unlisted = {}  # folders that could not be listed: path -> why
 
     def name(self, i):
         """Return what to call picture i in a report."""
@@ -48,6 +48,9 @@ class Source:
 
     def ready(self):
         """Do what must be done once, in the main process, before pictures are read by several."""
+
+    def release(self):
+        """Let go of what reading pictures in this process has opened."""
 
     def identity(self):
         """Return what, if it changes, makes these other pictures; JSON can hold it."""
@@ -74,7 +77,7 @@ class Files(Source):
     """Every picture below `root`: flat, in class folders or deeper. Hidden files and empty folders are passed over."""
 
     def __init__(self, root):
-        self.root, self.unreadable = Path(root), {}
+        self.root, self.unlisted = Path(root), {}
         if not self.root.is_dir():
             raise DataError(f"--dataroot {root}: there is no such folder")
         self.names, self.stats, seen = [], [], set()
@@ -94,7 +97,7 @@ class Files(Source):
             )
 
     def _cannot_list(self, error):
-        self.unreadable[str(error.filename)] = error.strerror
+        self.unlisted[str(error.filename)] = error.strerror
 
     def __len__(self):
         return len(self.names)
@@ -114,8 +117,10 @@ class Lmdb(Source):
 
     def __init__(self, folders):
         self.folders = [str(folder) for folder in folders]
-        self.ends = list(itertools.accumulate(self._open(f).stat()["entries"] for f in self.folders))
-        self.keys, self.opened = [], (None, [])
+        self.ends = list(itertools.accumulate(self._open(folder).stat()["entries"] for folder in self.folders))
+        self.keys, self.opened = [], []
+        if not len(self):
+            raise DataError(f"{' '.join(self.folders)}: the data base is empty")
 
     def _open(self, folder):
         try:
@@ -123,27 +128,32 @@ class Lmdb(Source):
         except ImportError:
             raise DataError("--dataset lsun needs the lmdb package: pip install lmdb") from None
         try:
-            return lmdb.open(folder, readonly=True, lock=False, readahead=False, max_readers=1)
+            base = lmdb.open(folder, readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
             raise DataError(f"{folder} is not a data base of LSUN: {error}") from None
+        if Path(folder, "data.mdb").stat().st_size < (base.info()["last_pgno"] + 1) * base.stat()["psize"]:
+            raise DataError(f"{folder}/data.mdb is cut off: download or copy it again")  # reading it would crash
+        return base
 
     def ready(self):
         for folder in self.folders if not self.keys else ():
             with self._open(folder) as base, base.begin() as transaction:
                 self.keys.append(np.array(list(transaction.cursor().iternext(values=False))))
 
-    def __getstate__(self):
-        return {**self.__dict__, "opened": (None, [])}
+    def release(self):
+        for base in self.opened:
+            base.close()
+        self.opened = []
 
     def __len__(self):
         return self.ends[-1]
 
     def __getitem__(self, i):
-        if self.opened[0] != os.getpid():  # an open data base does not survive a fork
-            self.opened = os.getpid(), [self._open(folder) for folder in self.folders]
+        if not self.opened:  # in the process that reads: an open data base does not survive a fork
+            self.opened = [self._open(folder) for folder in self.folders]
         which = bisect.bisect_right(self.ends, i)
         key = self.keys[which][i - self.ends[which]]  # counted from the end of its own data base
-        with self.opened[1][which].begin() as transaction:
+        with self.opened[which].begin() as transaction:
             return Image.open(io.BytesIO(transaction.get(bytes(key))))
 
     def identity(self):
@@ -179,28 +189,28 @@ def open_folder(dataroot, **_):
 def open_celeba(dataroot, **_):
     """Find CelebA's aligned pictures in any of the layouts people have; unpack or download them if need be."""
     root = Path(dataroot or "data")
-    found = find_celeba(root)
+    found, why = find_celeba(root), ""
     if not found:
         try:
             datasets.CelebA(root, split="all", download=True)
         except Exception as error:  # the quota, the network, gdown missing, a page where the archive should be
-            raise DataError(
-                f"--dataroot {root}: looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in"
-                f" {root}/celeba; none is there, and the download failed ({one_line(error)}): fetch the zip by hand"
-                f" from https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
-            ) from None
+            why = f" ({one_line(error)})"
         found = find_celeba(root)
+    if not found:
+        raise DataError(
+            f"--dataroot {root}: looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in {root}/celeba;"
+            f" none is there, and the download failed{why}: fetch the zip by hand from"
+            f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
+        )
     return Files(found)
 
 
 def find_celeba(root):
     places = [root / "celeba", root]
-    for place in places:
-        for folder in (place / "img_align_celeba" / "img_align_celeba", place / "img_align_celeba"):
-            if any(folder.glob("*.jpg")):
-                return folder
-    if any(root.glob("*.jpg")):
-        return root
+    folders = [p / inner for p in places for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba")]
+    for folder in [*folders, root]:
+        if folder.is_dir() and any(path.suffix.lower() == ".jpg" for path in folder.iterdir()):
+            return folder
     for place in places:
         if (place / "img_align_celeba.zip").is_file():
             return unpack(place / "img_align_celeba.zip", place / "img_align_celeba")
@@ -220,7 +230,7 @@ def unpack(archive, folder):
                 with zipped.open(member) as packed, open(target, "wb") as file:
                     shutil.copyfileobj(packed, file)
         partial.rename(folder)
-    except (OSError, zipfile.BadZipFile, EOFError) as error:
+    except Exception as error:  # a damaged archive, one with a password, a full disk
         raise DataError(f"{archive} could not be unpacked: {one_line(error)}") from None
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -231,11 +241,13 @@ def open_lsun(dataroot, classes, **_):
     root = Path(dataroot or "data")
     if (root / "data.mdb").is_file():
         return Lmdb([root])
-    folders = [root / f"{name.strip().removesuffix('_train')}_train_lmdb" for name in classes.split(",")]
+    names = dict.fromkeys(name.strip().removesuffix("_train") for name in classes.split(",") if name.strip())
+    folders = [root / f"{name}_train_lmdb" for name in names]
     missing = [folder for folder in folders if not (folder / "data.mdb").is_file()]
-    if missing:
+    if missing or not folders:
         there = ", ".join(sorted(p.name.removesuffix("_train_lmdb") for p in root.glob("*_train_lmdb"))) or "none"
-        raise DataError(f"--classes {classes}: looked for {missing[0] / 'data.mdb'}; classes in {root}: {there}")
+        looked_for = (missing or [root / "<class>_train_lmdb"])[0] / "data.mdb"
+        raise DataError(f"--classes {classes}: looked for {looked_for}; classes in {root}: {there}")
     return Lmdb(folders)
 
 
@@ -287,6 +299,8 @@ def prepare(image, image_size, nc):
     width, height = image.size
     short = min(width, height)
     width, height = image_size * width // short, image_size * height // short
+    if width * height > Image.MAX_IMAGE_PIXELS:
+        raise ValueError("far too long and thin")
     image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
@@ -311,12 +325,16 @@ class Pictures(Dataset):
     def decoded(self, chunks, workers):
         """Yield (uint8 tensor (B, nc, image_size, image_size), reports of those left out) for every list of indices."""
         self.source.ready()
-        yield from DataLoader(self, batch_sampler=chunks, num_workers=workers, collate_fn=stack, worker_init_fn=quietly)
+        options = {"num_workers": workers, "collate_fn": self.stack, "worker_init_fn": quietly}
+        try:
+            yield from DataLoader(self, batch_sampler=chunks, **options)
+        finally:
+            self.source.release()
 
-
-def stack(items):
-    rows = [row for row, _ in items if row is not None]
-    return torch.from_numpy(np.stack(rows)) if rows else None, [why for _, why in items if why]
+    def stack(self, items):
+        rows = [row for row, _ in items if row is not None]
+        none = np.empty((0, self.nc, self.image_size, self.image_size), np.uint8)
+        return torch.from_numpy(np.stack(rows) if rows else none), [why for _, why in items if why]
 
 
 def quietly(_):
@@ -328,11 +346,12 @@ def quietly(_):
 class Images:
     """The prepared pictures of a data set: an array of rows, or pictures that are decoded at every use.
 
-    len(images): how many there are. images.skipped: a report for each that could not be read.
+    len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: folders
+    that could not be looked into.
     """
 
-    def __init__(self, rows, skipped, workers=0):
-        self.rows, self.skipped, self.workers = rows, skipped, workers
+    def __init__(self, rows, skipped, unlisted, workers=0):
+        self.rows, self.skipped, self.unlisted, self.workers = rows, skipped, unlisted, workers
 
     def __len__(self):
         return len(self.rows)
@@ -340,7 +359,8 @@ class Images:
     def batches(self, batch_size, seed, epoch, start=0):
         """Yield an epoch's batches from number `start` on, uint8 tensors (B, nc, image_size, image_size).
 
-        Every picture comes once, in an order that follows from (seed, epoch) alone; the last batch may be smaller.
+        Every picture comes once, in an order that follows from (seed, epoch) alone. The last batch may be smaller, and
+        so may, where pictures are decoded at every use, one with broken pictures; it may even be empty.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         chunks = [order[i : i + batch_size] for i in range(start * batch_size, len(self), batch_size)]
@@ -350,8 +370,7 @@ class Images:
         for batch, reports in self.rows.decoded([chunk.tolist() for chunk in chunks], self.workers):
             self.skipped += [report for report in reports if report not in self.skipped]
             check_skipped(self.skipped, len(self))
-            if batch is not None:
-                yield batch
+            yield batch
 
 
 def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", cache=None, workers=0):
@@ -360,19 +379,20 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     cache: the folder that keeps the prepared array, made at the first call (None: the user's cache folder), or "none":
     pictures are decoded at every use. workers: processes that decode. Raises DataError if the pictures cannot be had.
     """
+    if dataset not in SOURCES:
+        raise DataError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
     source = SOURCES[dataset](dataroot=dataroot, image_size=image_size, classes=classes)
-    unreadable = [f"{folder} ({why})" for folder, why in source.unreadable.items()]
+    unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     pictures = Pictures(source, image_size, nc)
     if cache == "none":
-        return Images(pictures, unreadable, workers)
+        return Images(pictures, [], unlisted, workers)
     identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
     name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-    rows = read_cached(path, (nc, image_size, image_size))
-    if rows is None:
+    shape = (nc, image_size, image_size)
+    if read_cached(path, shape) is None:
         build_cache(pictures, path, workers)
-        rows = read_cached(path, (nc, image_size, image_size))
-    return Images(rows, unreadable + json.loads(path.with_suffix(".json").read_text(encoding="utf-8")))
+    return Images(*read_cached(path, shape), unlisted)
 
 
 def cache_folder():
@@ -387,12 +407,13 @@ def cache_folder():
 
 
 def read_cached(path, shape):
-    """Return the array of a cache file, mapped from disk, or None if it is not there, or not whole."""
+    """Return (the array of a cache file, mapped from disk; reports of those left out), or None if it is not whole."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError):
+        skipped = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, EOFError):
         return None
-    return rows if rows.shape[1:] == shape and rows.dtype == np.uint8 and path.with_suffix(".json").is_file() else None
+    return (rows, skipped) if rows.shape[1:] == shape and rows.dtype == np.uint8 else None
 
 
 def build_cache(pictures, path, workers):
@@ -400,25 +421,26 @@ def build_cache(pictures, path, workers):
     path.parent.mkdir(parents=True, exist_ok=True)
     total, skipped, count = len(pictures), [], 0
     chunks = [range(i, min(i + CHUNK, total)) for i in range(0, total, CHUNK)]
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
+    partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}") for kind in (".npy", ".json"))
     try:
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing pictures", unit="img", disable=None) as bar:
             write_header(file, total, pictures)
             for batch, reports in pictures.decoded(chunks, workers):
                 skipped += reports
-                if batch is not None:
-                    file.write(batch.numpy())
-                    count += len(batch)
-                bar.update(CHUNK if bar.n + CHUNK < total else total - bar.n)
+                file.write(batch.numpy())
+                count += len(batch)
+                bar.update(len(batch) + len(reports))
             check_skipped(skipped, total)
             file.seek(0)
             write_header(file, count, pictures)  # numpy leaves room in it for a count of any length
             file.flush()
             os.fsync(file.fileno())
-        path.with_suffix(".json").write_text(json.dumps(skipped), encoding="utf-8")
+        partial_json.write_text(json.dumps(skipped), encoding="utf-8")
+        os.replace(partial_json, path.with_suffix(".json"))
         os.replace(partial, path)
     finally:
-        partial.unlink(missing_ok=True)
+        for left_over in (partial, partial_json):
+            left_over.unlink(missing_ok=True)
 
 
 def write_header(file, count, pictures):

@@ -273,11 +273,12 @@ def train(args, images, training, run, epoch, step):
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
             meter = Meter()
             for batch in images.batches(args.batch_size, args.manual_seed, epoch, start=step):
-                meter.add(training.step(batch), len(batch))
+                if len(batch):  # else all its pictures were broken
+                    meter.add(training.step(batch), len(batch))
                 step, seen = step + 1, seen + len(batch)
                 bar.update(len(batch))
                 stopped = bool(stop.received) or args.dry_run
-                if stopped or step % args.log_every == 0:
+                if meter.steps and (stopped or step % args.log_every == 0):
                     log(bar, run, meter, epoch, training.steps, seen)
                     meter = Meter()
                 if stopped:
@@ -372,9 +373,10 @@ def describe(args, device, images, training):
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if len(images) < args.batch_size:
         print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
-    if images.skipped:
-        names = ", ".join(images.skipped[:3]) + (", ..." if len(images.skipped) > 3 else "")
-        print(f"warning: {len(images.skipped)} that cannot be read were left out: {names}", file=sys.stderr)
+    for reports, what in ((images.skipped, "pictures"), (images.unlisted, "folders")):
+        if reports:
+            names = ", ".join(reports[:3]) + (", ..." if len(reports) > 3 else "")
+            print(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", file=sys.stderr)
 
 
 def main(argv=None):

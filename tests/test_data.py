@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import multiprocessing
 import os
 import pickle
 import struct
@@ -9,8 +10,8 @@ import subprocess
 import sys
 import urllib.error
 import urllib.request
-import warnings
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -22,13 +23,14 @@ from torchvision import datasets, transforms
 import data
 from data import DataError, draw_cartoon, load_images, prepare
 
+ROOT = Path(data.__file__).parent
 SIZES = [(16, 16), (17, 16), (37, 53), (53, 37), (7, 5), (1, 1), (1, 30), (30, 1), (333, 20), (20, 333), (178, 218)]
 SIZES += [tuple(size) for size in np.random.default_rng(0).integers(1, 90, (30, 2)).tolist()]
 
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch):
-    """No network, the user's cache in tmp_path, and an empty working directory, which must stay so."""
+    """No network, the user's cache in tmp_path, and an empty working directory."""
 
     def offline(*_, **__):
         raise urllib.error.URLError("no network")
@@ -51,16 +53,14 @@ def write(root, *names):
     paths = [Path(root) / name for name in names]
     for path in paths:
         path.parent.mkdir(parents=True, exist_ok=True)
-        noise(seed=len(path.name) + sum(path.as_posix().encode())).save(path)
+        noise(seed=zlib.crc32(os.fsencode(path))).save(path)
     return paths
 
 
 def torchvisions(image, size, nc=3):
     """The reference: what torchvision makes of a PIL image."""
-    resized = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size)])(
-        image.convert("RGB" if nc == 3 else "L")
-    )
-    return transforms.functional.pil_to_tensor(resized).numpy()
+    crop = transforms.Compose([transforms.Resize(size), transforms.CenterCrop(size), transforms.PILToTensor()])
+    return crop(image.convert("RGB" if nc == 3 else "L")).numpy()
 
 
 def expected(paths, size=16, nc=3):
@@ -113,23 +113,12 @@ def test_prepare_equals_torchvision_in_every_pixel(size, nc):
         assert np.array_equal(pixels, torchvisions(image, size, nc)), (width, height)
 
 
-STORED = {  # orientation -> what the camera stores of an upright picture: EXIF 2.3, tag 0x112
-    1: lambda a: a,
-    2: lambda a: a[:, ::-1],
-    3: lambda a: a[::-1, ::-1],
-    4: lambda a: a[::-1],
-    5: lambda a: a.swapaxes(0, 1),
-    6: lambda a: np.rot90(a),
-    7: lambda a: a.swapaxes(0, 1)[::-1, ::-1],
-    8: lambda a: np.rot90(a, -1),
-}
-
-
-@pytest.mark.parametrize("orientation", STORED)
-def test_prepare_turns_pictures_upright(orientation, tmp_path):
+@pytest.mark.parametrize(("orientation", "quarter_turns"), [(1, 0), (3, 2), (6, 1), (8, -1)])
+def test_prepare_turns_pictures_upright(orientation, quarter_turns, tmp_path):
     upright, exif = noise(24, 16), Image.Exif()
-    exif[0x112] = orientation
-    Image.fromarray(np.ascontiguousarray(STORED[orientation](np.asarray(upright)))).save(tmp_path / "a.png", exif=exif)
+    exif[0x112] = orientation  # 6: the camera stored the picture turned once counter-clockwise
+    stored = np.ascontiguousarray(np.rot90(np.asarray(upright), quarter_turns))
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=exif)
     assert np.array_equal(prepare(Image.open(tmp_path / "a.png"), 16, 3), torchvisions(upright, 16))
 
 
@@ -159,13 +148,10 @@ def test_what_transparency_hides_does_not_leak(mode, kind, nc, tmp_path):
     assert (prepare(Image.open(tmp_path / f"a.{kind}"), 16, nc) == 255).all()
 
 
-def test_half_transparent_red_is_half_white():
-    assert prepare(Image.new("RGBA", (9, 9), (255, 0, 0, 128)), 16, 3)[:, 8, 8].tolist() == [255, 127, 127]
-
-
 @pytest.mark.parametrize(
     ("mode", "color", "kind", "rgb"),
     [
+        ("RGBA", (255, 0, 0, 128), "png", (255, 127, 127)),
         ("1", 1, "png", (255, 255, 255)),
         ("L", 100, "png", (100, 100, 100)),
         ("LA", (100, 255), "png", (100, 100, 100)),
@@ -212,12 +198,11 @@ def test_a_second_load_decodes_nothing(tmp_path):
 
 
 def test_the_cache_is_a_plain_array_mapped_from_disk(tmp_path):
-    paths = write(tmp_path / "in", "a.png", "b.png", "c.png")
+    paths = write(tmp_path / "in", *(f"{i}.png" for i in "271936485"))
     images = load_images("folder", tmp_path / "in", 16, cache=tmp_path / "here")
-    (path,) = (tmp_path / "here").glob("*.npy")
-    rows = np.load(path, allow_pickle=False)
-    assert rows.shape == (3, 3, 16, 16)
-    assert sorted(row.tobytes() for row in rows) == expected(paths)
+    rows = np.load(next((tmp_path / "here").glob("*.npy")))
+    # In the order of the names: that of a folder's listing differs from one machine to the next.
+    assert np.array_equal(rows, np.stack([torchvisions(Image.open(path), 16) for path in sorted(paths)]))
     assert isinstance(images.rows, np.memmap)
 
 
@@ -237,19 +222,20 @@ def test_pictures_that_changed_are_prepared_anew(tmp_path):
     assert contents(load_images("folder", root, 16, nc=1)) == expected(paths, 16, 1)
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".json"])
-@pytest.mark.parametrize("keep", [None, 0, 1, 5, 50, -1])
-def test_a_damaged_cache_is_made_again(suffix, keep, tmp_path):
+@pytest.mark.parametrize("keep", [None, 0, 50, -1])
+def test_a_damaged_cache_is_made_again(keep, tmp_path):
     write(tmp_path / "in", "a.png", "b.png", "c.png")
     (tmp_path / "in" / "bad.png").write_bytes(b"")
     first = load_images("folder", tmp_path / "in", 16)
-    batches = epoch_of(first)
-    (path,) = (tmp_path / "cache").rglob(f"*{suffix}")
-    path.write_bytes(path.read_bytes()[:keep]) if keep is not None else path.unlink()
-    again = load_images("folder", tmp_path / "in", 16)
-    assert same(epoch_of(again), batches)
-    assert again.skipped == first.skipped
+    batches, files = epoch_of(first), [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
     assert len(first.skipped) == 1
+    for path in files:
+        content = path.read_bytes()
+        path.unlink()  # truncated in place, it would take the first array's memory away
+        path.write_bytes(content[:keep]) if keep is not None else None
+        again = load_images("folder", tmp_path / "in", 16)
+        assert same(epoch_of(again), batches)
+        assert again.skipped == first.skipped
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -280,14 +266,21 @@ def test_batches_follow_from_seed_and_epoch_alone(cache, tmp_path):
     assert np.array_equal(np.concatenate(epoch_of(other, 5, 1, 1)), np.concatenate(epochs[1, 1]))
 
 
+def test_a_batch_of_broken_pictures_does_not_shift_those_after_it(tmp_path):
+    paths = write(tmp_path / "in", *(f"{i}.png" for i in range(5)))
+    paths[2].write_bytes(b"")
+    images = load_images("folder", tmp_path / "in", 16, cache="none")
+    epoch = epoch_of(images, batch_size=1)
+    assert [same(epoch_of(images, 1, start=k), epoch[k:]) for k in range(5)] == [True] * 5
+
+
 # The data sets
 
 
 def test_a_cartoon_depends_on_its_index_alone():
-    code = "import data; print(*(hash(data.draw_cartoon(i, 32).tobytes()) for i in (5, 2)), sep='\\n')"
-    code = code.replace("hash(", "__import__('hashlib').sha256(").replace("tobytes())", "tobytes()).hexdigest()")
-    there = subprocess.run([sys.executable, "-c", code], cwd=Path(data.__file__).parent, capture_output=True, text=True)
-    assert there.stdout.split() == [hashlib.sha256(draw_cartoon(i, 32).tobytes()).hexdigest() for i in (5, 2)]
+    code = "from data import draw_cartoon as d; print(*(d(i, 32).tobytes().hex() for i in (5, 2)))"
+    there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert there.stdout.split() == [draw_cartoon(i, 32).tobytes().hex() for i in (5, 2)]
 
 
 def test_cartoons_differ_and_are_the_same_at_every_size():
@@ -315,7 +308,7 @@ def test_made_pictures_are_the_same_from_the_cache(dataset, monkeypatch):
         ["a.png", "b.bmp", "C.PNG", "d.webp"],
         ["cat/a.png", "dog/a.png"],
         ["x/y/z/a.png", "x/b.png", "c.png"],
-        ["ü ber/日本 語.png", " a b .png", "%s{}.png", os.fsdecode(b"\xff.png")],
+        ["ü ber/日本 語.png", " a b .png", "%s{}.png", "\udcff.png" if sys.platform == "linux" else "x.png"],
     ],
 )
 def test_a_folder_gives_every_picture_below_it(dataset, names, tmp_path):
@@ -355,16 +348,14 @@ def test_folders_that_cannot_be_listed_are_reported(cache, tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", locked)
     images = load_images("folder", tmp_path / "in", 16, cache=cache)
     assert contents(images) == expected(paths[:1])
-    assert [any(str(tmp_path / "in" / name) in r for r in images.skipped) for name in ("no", "never")] == [True, True]
+    assert [Path(report.split(" (")[0]).name for report in sorted(images.unlisted)] == ["never", "no"]
 
 
-CELEBA = ["celeba/img_align_celeba", "img_align_celeba", "img_align_celeba/img_align_celeba", "."]
-
-
-@pytest.mark.parametrize("place", [*CELEBA, "celeba/img_align_celeba/img_align_celeba"])
+@pytest.mark.parametrize("place", ["celeba/img_align_celeba", "img_align_celeba", "."])
+@pytest.mark.parametrize("doubled", ["", "img_align_celeba"])
 @pytest.mark.parametrize("dataroot", ["in", None])
-def test_celeba_is_found_in_every_layout(place, dataroot):
-    paths = write(Path(dataroot or "data") / place, "000001.jpg", "000002.jpg", "000003.jpg")
+def test_celeba_is_found_in_every_layout(dataroot, place, doubled):
+    paths = write(Path(dataroot or "data") / place / doubled, "000001.jpg", "000002.jpg", "000003.jpg")
     assert contents(load_images("celeba", dataroot, 16)) == expected(paths)
 
 
@@ -383,12 +374,12 @@ def test_celeba_is_unpacked_once(place, inside, tmp_path):
 
 
 def test_no_name_in_an_archive_leads_out_of_its_folder(tmp_path):
-    (path,) = write(tmp_path / "loose", "1.jpg")
+    (path,) = write(tmp_path, "1.jpg")
     root = tmp_path / "deep" / "er" / "in"
     root.mkdir(parents=True)
     hostile = ["../../evil1.jpg", f"{tmp_path}/evil2.jpg", "..\\..\\evil3.jpg", "a/../../../evil4.jpg", "/evil5.jpg"]
     with zipfile.ZipFile(root / "img_align_celeba.zip", "w") as archive:
-        for name in [*hostile, "../evil.py", "img_align_celeba/.jpg/", "../..jpg"]:
+        for name in [*hostile, "../evil.py"]:
             archive.writestr(name, path.read_bytes())
     assert set(contents(load_images("celeba", root, 16, cache="none"))) == set(expected([path]))
     unpacked = root / "img_align_celeba"
@@ -397,30 +388,26 @@ def test_no_name_in_an_archive_leads_out_of_its_folder(tmp_path):
     assert {p.suffix for p in unpacked.iterdir()} == {".jpg"}
 
 
-def damaged_zips(path):
-    """Yield what may lie where the archive should be."""
-    for method in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        with zipfile.ZipFile(file := io.BytesIO(), "w", method) as archive:
-            archive.write(path, "img_align_celeba/1.jpg")
-        whole = file.getvalue()
-        body = whole.index(b"1.jpg") + 5
-        yield whole[:-30]
-        yield whole[:body] + b"\xff" * 64 + whole[body + 64 :]
-        central = whole.index(b"PK\1\2")
-        yield whole[: central + 8] + b"\1" + whole[central + 9 :]  # says that it is encrypted
-        yield whole[: central + 10] + b"\x63" + whole[central + 11 :]  # compressed in a way nobody knows
-    yield b""
-    yield b"<html>Quota exceeded</html>"
-
-
-@pytest.mark.parametrize("number", range(10))
-def test_a_damaged_archive_is_refused_and_nothing_is_left(number, tmp_path):
+@pytest.mark.parametrize("damage", ["cut", "body", "encrypted", "unknown method", "empty", "page", "no pictures"])
+def test_a_damaged_archive_is_refused_and_nothing_is_left(damage, tmp_path):
+    with zipfile.ZipFile(file := io.BytesIO(), "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("1.txt" if damage == "no pictures" else "1.jpg", bytes(range(256)) * 9)
+    whole = file.getvalue()
+    body, entry = 30 + len("1.jpg"), whole.index(b"PK\1\2")  # the packed file, its entry in the central directory
+    content = {
+        "cut": whole[:-30],
+        "body": whole[:body] + b"\xff" * 40 + whole[body + 40 :],
+        "encrypted": whole[: entry + 8] + b"\1" + whole[entry + 9 :],
+        "unknown method": whole[: entry + 10] + b"\x63" + whole[entry + 11 :],
+        "empty": b"",
+        "page": b"<html>Quota exceeded</html>",
+        "no pictures": whole,
+    }
     root = tmp_path / "in"
-    (path,) = write(tmp_path / "loose", "1.jpg")
     root.mkdir()
-    (root / "img_align_celeba.zip").write_bytes(list(damaged_zips(path))[number])
-    refused(root / "img_align_celeba.zip", dataset="celeba", dataroot=root)
-    assert [p.name for p in root.iterdir()] == ["img_align_celeba.zip"]
+    (root / "img_align_celeba.zip").write_bytes(content[damage])
+    refused(root / "img_align_celeba", dataset="celeba", dataroot=root)
+    assert [p.name for p in root.rglob("*") if p.is_file()] == ["img_align_celeba.zip"]
 
 
 def test_celeba_that_cannot_be_downloaded_says_what_to_do(tmp_path):
@@ -429,9 +416,8 @@ def test_celeba_that_cannot_be_downloaded_says_what_to_do(tmp_path):
 
 
 def test_celeba_is_downloaded_where_it_is_not_there(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        datasets, "CelebA", lambda root, *_, **__: write(Path(root) / "celeba/img_align_celeba", "1.jpg")
-    )
+    place = "celeba/img_align_celeba"  # where torchvision puts it
+    monkeypatch.setattr(datasets, "CelebA", lambda root, *_, **__: write(Path(root) / place, "1.jpg"))
     images = load_images("celeba", tmp_path / "in", 16)
     assert contents(images) == expected((tmp_path / "in").rglob("*.jpg"))
 
@@ -487,9 +473,27 @@ def test_lsun_names_the_classes_that_are_there(tmp_path):
     lmdb_of(tmp_path / "in" / "bridge_train_lmdb", [noise()])
     there = ["bedroom_train_lmdb", tmp_path / "in", "bridge"]
     refused(*there, dataset="lsun", dataroot=tmp_path / "in", classes="bridge,bedroom")
-    (tmp_path / "in" / "bedroom_train_lmdb").mkdir()
-    (tmp_path / "in" / "bedroom_train_lmdb" / "data.mdb").write_bytes(b"<html>")
-    refused("bedroom_train_lmdb", dataset="lsun", dataroot=tmp_path / "in")
+
+
+@pytest.mark.parametrize("content", [None, b"<html>", b""])
+def test_a_data_base_without_pictures_is_refused(content, tmp_path):
+    folder = tmp_path / "bedroom_train_lmdb"
+    lmdb_of(folder, [])  # training on it would do nothing, in silence
+    if content is not None:
+        (folder / "data.mdb").write_bytes(content)
+    refused(folder, dataset="lsun", dataroot=tmp_path)
+
+
+def test_half_a_data_base_is_refused(tmp_path):
+    folder = tmp_path / "bedroom_train_lmdb"
+    lmdb_of(folder, [noise(64, 64, seed=i) for i in range(20)])
+    os.truncate(folder / "data.mdb", (folder / "data.mdb").stat().st_size // 2)
+    options = {"dataset": "lsun", "dataroot": tmp_path}
+    # In a process of its own: to read memory beyond the end of the file ends the process (SIGBUS).
+    process = multiprocessing.get_context("fork").Process(target=refused, args=[folder], kwargs=options)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 @pytest.mark.parametrize("dataset", ["folder", "imagenet", "lfw"])
@@ -519,7 +523,7 @@ def write_broken(root):
         "text.jpg": b"Not found",
         "bomb.png": png[:16] + struct.pack(">2I5B", 14_000, 14_000, 8, 2, 0, 0, 0),
     }
-    files["bomb.png"] += struct.pack(">I", __import__("zlib").crc32(files["bomb.png"][12:])) + png[33:]
+    files["bomb.png"] += struct.pack(">I", zlib.crc32(files["bomb.png"][12:])) + png[33:]
     for name, content in files.items():
         (root / name).write_bytes(content)
     return list(files)
@@ -536,18 +540,14 @@ def test_broken_pictures_are_skipped_by_name_up_to_half(cache, workers, tmp_path
     assert contents(images) == expected(paths)
     assert [sum(name in report for report in images.skipped) for name in names] == [1] * 6
     assert len(images.skipped) == 6
+    assert "196000000" in next(report for report in images.skipped if "bomb.png" in report)  # never decoded
     if cache is None:
         assert len(images) == 6
+    before = set((tmp_path / "cache").rglob("*"))
     (root / "0.png").write_bytes(b"")
     with pytest.raises(DataError, match=r"7 of 12 .*(half|flipped|empty|text|bomb|0)\."):
         contents(load_images("folder", root, 16, cache=cache, workers=workers))
-
-
-def test_a_load_that_fails_leaves_nothing_in_the_cache(tmp_path):
-    (tmp_path / "in").mkdir()
-    write_broken(tmp_path / "in")
-    refused("6 of 6", dataset="folder", dataroot=tmp_path / "in", cache=tmp_path / "cache")
-    assert list((tmp_path / "cache").iterdir()) == []
+    assert set((tmp_path / "cache").rglob("*")) == before  # nothing half done is left
 
 
 SPAWN = """
@@ -557,28 +557,20 @@ if __name__ == "__main__":
     multiprocessing.set_start_method("spawn")
     import numpy
     from data import load_images
-    for dataset in ("folder", "lsun"):
-        for cache in ("there", "none"):
-            images = load_images(dataset, dataset, 16, cache=cache, workers=2)
-            numpy.save(f"{dataset}_{cache}", numpy.concatenate([*images.batches(4, seed=1, epoch=0)]))
+    for dataset, cache in zip(["folder", "lsun"], sys.argv[2:]):
+        images = load_images(dataset, dataset, 16, cache=cache, workers=2)
+        numpy.save(dataset, numpy.concatenate([*images.batches(4, seed=1, epoch=0)]))
 """
 
 
-def test_workers_can_be_spawned():
-    """As they are on macOS and Windows: what crosses over must be picklable, and open files cannot."""
+# Two at a time: every worker takes seconds to import torch.
+@pytest.mark.parametrize("caches", [("there", "none"), pytest.param(("none", "there"), marks=pytest.mark.slow)])
+def test_workers_can_be_spawned(caches):
+    """As they are on macOS and Windows: what goes to them must be picklable, and an open data base is not."""
     write("folder", *(f"{i}.png" for i in range(7)))
     lmdb_of(Path("lsun/bedroom_train_lmdb"), [noise(seed=i) for i in range(7)])
     Path("script.py").write_text(SPAWN)
-    done = subprocess.run([sys.executable, "script.py", Path(data.__file__).parent], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "script.py", ROOT, *caches], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for dataset in ("folder", "lsun"):
-        here = np.concatenate(epoch_of(load_images(dataset, dataset, 16)))
-        assert all(np.array_equal(np.load(f"{dataset}_{cache}.npy"), here) for cache in ("there", "none"))
-
-
-def test_warnings_are_not_printed_for_good_pictures(tmp_path):
-    write(tmp_path / "in", "a.png", "b.gif", "c.jpg", "d.webp")
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        contents(load_images("folder", tmp_path / "in", 16))
-        contents(load_images("folder", tmp_path / "in", 16, cache="none"))
+        assert np.array_equal(np.load(f"{dataset}.npy"), np.concatenate(epoch_of(load_images(dataset, dataset, 16))))
