@@ -35,8 +35,8 @@ from runs import Parser, RunError, RunFolder, grid_size, number, save_grid
 
 STATISTICS = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")
 # What makes a run the run it is: a continued one keeps it. The rest may change from one continuation to the next.
-FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf", "batch_size", "lr", "beta1", "ema", "precision")
-FIXED += ("manual_seed",)
+FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
+FIXED += ("batch_size", "lr", "beta1", "ema", "precision", "manual_seed")
 KEPT = (*FIXED, "dataroot", "niter", "save_every", "log_every")  # taken from the checkpoint unless given again
 
 
@@ -51,11 +51,7 @@ def build_parser():
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help="side in pixels [%(default)s]")
     add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 colour [mnist: 1, others: 3]")
     add("--workers", type=number(int, 0), default=2, metavar="N", help="processes that decode pictures [%(default)s]")
-    add(
-        "--cache",
-        metavar="DIR",
-        help="folder for prepared pictures; none: decode at every use [the user's cache folder]",
-    )
+    add("--cache", metavar="DIR", help="where prepared pictures are kept; none: nowhere [the user's cache folder]")
 
     add = parser.add_argument_group("networks").add_argument
     add("--nz", type=count, default=100, metavar="N", help="length of the latent z [%(default)s]")
@@ -65,13 +61,7 @@ def build_parser():
     add("--netD", metavar="FILE", help="start from these weights of a discriminator, with fresh optimizers")
 
     add = parser.add_argument_group("training").add_argument
-    add(
-        "--niter",
-        type=count,
-        default=25,
-        metavar="N",
-        help="epochs in all, those before --resume included [%(default)s]",
-    )
+    add("--niter", type=count, default=25, metavar="N", help="epochs in all, with those before --resume [%(default)s]")
     add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help="pictures a step [%(default)s]")
     add("--lr", type=number(float, 0), default=0.0002, help="learning rate of both Adams [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's beta1; its beta2 is 0.999 [%(default)s]")
@@ -93,7 +83,7 @@ def build_parser():
         type=count,
         default=10,
         metavar="N",
-        help="steps from one row of the log to the next [%(default)s]",
+        help="steps from one row of the log to another [%(default)s]",
     )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
     return parser
@@ -113,9 +103,7 @@ def parse_options(argv):
             args = parser.parse_args(argv)
             changed = [f"{k} {saved[k]}, not {getattr(args, k)}" for k in FIXED if getattr(args, k) != saved[k]]
             if changed:
-                raise RunError(
-                    f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave these out, or start another"
-                )
+                raise RunError(f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave that out")
             args.netG = args.netD = None  # the run goes on with its own
         check_image_size(args.image_size)
         args.nc = args.nc or (1 if args.dataset == "mnist" else 3)

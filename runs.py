@@ -164,9 +164,12 @@ class RunFolder:
         for name in ("checkpoint.pth", "checkpoint.prev.pth"):  # only the latter, if killed between two renames
             if (self.path / name).is_file():
                 try:
-                    return read_file(self.path / name)
+                    state = read_file(self.path / name)
                 except ModelError as error:
                     raise RunError(str(error)) from None
+                if not isinstance(state, dict) or "options" not in state:
+                    raise RunError(f"{self.path / name} is not a checkpoint of this program; choose another --outf")
+                return state
         return None
 
     def plot_losses(self, steps_per_epoch):
