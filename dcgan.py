@@ -78,13 +78,7 @@ def build_parser():
     add("--outf", default="out", metavar="DIR", help="folder of the run: pictures, weights, log [%(default)s]")
     add("--resume", action="store_true", help="continue the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help="epochs from one save to the next [%(default)s]")
-    add(
-        "--log-every",
-        type=count,
-        default=10,
-        metavar="N",
-        help="steps from one row of the log to another [%(default)s]",
-    )
+    add("--log-every", type=count, default=10, metavar="N", help="steps that a row of log.csv is about [%(default)s]")
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
     return parser
 
@@ -98,6 +92,8 @@ def parse_options(argv):
         run.check_free(args.resume)
         checkpoint = run.load_checkpoint() if args.resume else None
         if checkpoint:
+            if args.dry_run and not run.is_dry_run():
+                raise RunError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
             saved = checkpoint["options"]
             parser.set_defaults(**saved)
             args = parser.parse_args(argv)
@@ -119,10 +115,9 @@ def parse_options(argv):
 def bce(logits, real):
     """Binary cross-entropy of D's logits (N,) against the label real or fake: -log D or -log(1 - D), the mean, in nats.
 
-    On logits in float32 it is exact where a sigmoid in bfloat16 would round to 0 or 1.
+    -log sigmoid(x) = softplus(-x): exact where a sigmoid, all the more one in bfloat16, would round to 0 or 1.
     """
-    logits = logits.float()
-    return F.binary_cross_entropy_with_logits(logits, torch.full_like(logits, float(real)))
+    return F.softplus(-logits.float() if real else logits.float()).mean()
 
 
 def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):

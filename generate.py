@@ -19,12 +19,10 @@ GRID = 64  # pictures that grid.png shows at most
 
 def build_parser():
     parser = Parser(prog="generate.py", description=__doc__.splitlines()[0])
-    add, count = parser.add_argument, number(int, 1)
+    add, count, seed = parser.add_argument, number(int, 1), number(int, 0, 2**63)
     add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights [%(default)s]")
     add("--num_output", type=count, default=64, metavar="N", help="how many pictures [%(default)s]")
-    add(
-        "--manualSeed", dest="manual_seed", type=number(int, 0), default=0, metavar="N", help="first seed [%(default)s]"
-    )
+    add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="seed of the first [%(default)s]")
     add("--outf", default="generated", metavar="DIR", help="folder for the pictures [%(default)s]")
     add("--batchSize", dest="batch_size", type=count, default=64, metavar="N", help="pictures at a time [%(default)s]")
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
@@ -60,6 +58,8 @@ def main(argv=None):
     try:
         device = pick_device(args.cuda, args.accel)
         netG = load_generator(args.load_path).to(device)
+        if netG.nc not in (1, 3):
+            raise ModelError(f"{args.load_path} makes pictures of {netG.nc} channels; PNG files have 1 or 3")
         check_writable(outf)
         outf.mkdir(parents=True, exist_ok=True)
     except (ModelError, RunError) as error:

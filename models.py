@@ -217,12 +217,12 @@ def newest_weights(folder, role, average):
     for path in folder.glob(f"{role}*_epoch_*.pth"):
         match = re.fullmatch(rf"{role}(_ema)?_epoch_(\d+)\.pth", path.name)
         if match:
-            by_age.append((int(match[2]) + 1, 0, bool(match[1]) == average, path))
+            by_age.append((int(match[2]) + 1, 0, 2 if bool(match[1]) == average else 0, path))
     checkpoint = folder / "checkpoint.pth"
     if checkpoint.is_file():
         try:
             state = read_file(checkpoint)
-            by_age.append((state["epoch"], state["step"], False, checkpoint))
+            by_age.append((state["epoch"], state["step"], 1, checkpoint))
         except (ModelError, KeyError, TypeError):
             if not by_age:  # else whole files lie beside a damaged one
                 raise ModelError(f"{checkpoint} is damaged, and {folder} holds no other weights") from None
@@ -238,10 +238,10 @@ def read_file(path):
             return torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
-    except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}") from None
+    except (PermissionError, IsADirectoryError) as error:
+        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
-        if "Unsupported " in str(error):
+        if "Unsupported global" in str(error) or "Unsupported class" in str(error):
             why = "it holds more than tensors and plain settings, which could run code; save the state_dict() alone"
         else:
             why = "it is damaged, or not a file that torch.save wrote"
@@ -255,8 +255,11 @@ def state_dicts(tree, name=""):
     tensors = {str(key): value for key, value in tree.items() if isinstance(value, torch.Tensor)}
     if any(t.dim() == 4 for t in tensors.values()):
         yield name, tensors
-        for part in dict.fromkeys(key.split(".")[0] for key in tensors):  # both networks may share one dictionary
-            yield f"{name}.{part}", {key: t for key, t in tensors.items() if key.split(".")[0] == part}
+        parts = {}
+        for key, t in tensors.items():
+            parts.setdefault(key.split(".")[0], {})[key] = t
+        if all(any(t.dim() == 4 for t in part.values()) for part in parts.values()):  # both networks in one dictionary
+            yield from ((f"{name}.{part}", state) for part, state in parts.items())
     for key, value in tree.items():
         yield from state_dicts(value, f"{name}.{key}")
 

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -89,7 +90,7 @@ class RunFolder:
     """The folder of one run (`--outf`). Nothing is written before `open`."""
 
     def __init__(self, path):
-        self.path, self.rows, self.log, self.lock = Path(path), [], None, None
+        self.path, self.rows, self.log, self.lock, self.damaged = Path(path), [], None, None, None
 
     def check_free(self, resume):
         """Raise RunError if a run could not be written here, or would overwrite another."""
@@ -117,6 +118,11 @@ class RunFolder:
         self._take_lock()
         for left_over in self.path.glob(".*.part"):
             left_over.unlink()
+        if not resumed_step:  # a dry run's, or there are none
+            for weights in [*self.path.glob("checkpoint*.pth"), *self.path.glob("net*_epoch_*.pth")]:
+                weights.unlink()
+        if self.damaged:
+            self.damaged.unlink()  # else the next save would keep it as the one before, in place of a good one
         path = self.path / "log.csv"
         if resumed_step and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
@@ -160,15 +166,20 @@ class RunFolder:
         os.replace(fresh, newest)
 
     def load_checkpoint(self):
-        """Return the state last saved, or None if there is none. Raises RunError if what is there cannot be read."""
-        for name in ("checkpoint.pth", "checkpoint.prev.pth"):  # only the latter, if killed between two renames
-            if (self.path / name).is_file():
+        """Return the state last saved, or None if there is none. Raises RunError if none can be read."""
+        newest, previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
+        for path in (newest, previous):
+            if path.is_file():
                 try:
-                    state = read_file(self.path / name)
+                    state = read_file(path)
                 except ModelError as error:
-                    raise RunError(str(error)) from None
+                    if path == previous or not previous.is_file():
+                        raise RunError(str(error)) from None
+                    print(f"warning: {error}; going on from {previous.name}, the save before it", file=sys.stderr)
+                    self.damaged = newest
+                    continue
                 if not isinstance(state, dict) or "options" not in state:
-                    raise RunError(f"{self.path / name} is not a checkpoint of this program; choose another --outf")
+                    raise RunError(f"{path} is not a checkpoint of this program; choose another --outf")
                 return state
         return None
 

@@ -1,0 +1,247 @@
+"""One step, its sums and averages, against plain references; and what a saved state must hold."""
+
+import contextlib
+import copy
+import math
+import signal
+
+import pytest
+import torch
+from torch import nn
+
+import dcgan
+from dcgan import STATISTICS, Meter, StopOnSignal, Training, bce, train_step, update_average
+from models import Discriminator, Generator
+from runs import RunError
+
+NZ, SIZE, BATCH = 10, 16, 6
+torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
+
+
+def networks(seed=0):
+    torch.manual_seed(seed)
+    return Generator(NZ, 8, 3, SIZE), Discriminator(8, 3, SIZE)
+
+
+def training(seed=0, ema=0.9, precision="fp32"):
+    settings = {"lr": 0.002, "beta1": 0.5, "ema": ema, "precision": precision, "seed": 7}
+    return Training(*networks(seed), torch.device("cpu"), **settings)
+
+
+def batches(count, size=BATCH, seed=3):
+    draw = torch.Generator().manual_seed(seed)
+    return [torch.randint(0, 256, (size, 3, SIZE, SIZE), dtype=torch.uint8, generator=draw) for _ in range(count)]
+
+
+def tensors_of(tree, name=""):
+    """Return {path: tensor} of all that a nested state holds; None becomes -1."""
+    if not isinstance(tree, dict | list | tuple):
+        return {name: torch.as_tensor(-1.0 if tree is None else tree)}
+    items = tree.items() if isinstance(tree, dict) else enumerate(tree)
+    return {path: t for key, value in items for path, t in tensors_of(value, f"{name}/{key}").items()}
+
+
+def assert_same(state, expected):
+    state, expected = tensors_of(state), tensors_of(expected)
+    assert state.keys() == expected.keys()
+    different = [name for name in expected if not torch.equal(state[name], expected[name])]
+    assert different == []
+
+
+def reference_step(netG, netD, optimizerG, optimizerD, real, z):
+    """Take the step of pytorch/examples dcgan/main.py: probabilities, one backward pass per batch of D's."""
+    criterion, ones, zeros = nn.BCELoss(), torch.ones(len(real)), torch.zeros(len(real))
+    netD.zero_grad()
+    output = netD(real)
+    errD_real = criterion(output, ones.to(output))
+    errD_real.backward()
+    D_x = output.mean().item()
+    fake = netG(z[:, :, None, None])
+    output = netD(fake.detach())
+    errD_fake = criterion(output, zeros.to(output))
+    errD_fake.backward()
+    D_G_z1 = output.mean().item()
+    optimizerD.step()
+    gradients = [p.grad.clone() for p in netD.parameters()]
+
+    netG.zero_grad()
+    output = netD(fake)
+    errG = criterion(output, ones.to(output))
+    errG.backward()
+    D_G_z2 = output.mean().item()
+    optimizerG.step()
+    return [(errD_real + errD_fake).item(), errG.item(), D_x, D_G_z1, D_G_z2], gradients
+
+
+def test_three_steps_equal_the_public_examples():
+    # In float64 a gradient near zero, whose sign is all that Adam's first steps use, does not hang on rounding.
+    ours = [net.double() for net in networks()]
+    theirs = copy.deepcopy(ours)
+    adams = [torch.optim.Adam(net.parameters(), lr=0.0002, betas=(0.5, 0.999), fused=True) for net in ours]
+    plain = [torch.optim.Adam(net.parameters(), lr=0.0002, betas=(0.5, 0.999), foreach=False) for net in theirs]
+    first = copy.deepcopy(ours[0].state_dict())
+    for pictures in batches(3):
+        real, z = pictures.double() / 127.5 - 1, torch.randn(BATCH, NZ).double()
+        statistics = train_step(*ours, *adams, real, z, contextlib.nullcontext)
+        expected, gradients = reference_step(*theirs, *plain, real, z)
+        torch.testing.assert_close(statistics.double(), torch.tensor(expected).double(), rtol=1e-5, atol=1e-6)
+        for p, gradient in zip(ours[1].parameters(), gradients, strict=True):
+            assert p.requires_grad
+            torch.testing.assert_close(p.grad, gradient, rtol=1e-5, atol=1e-6)  # D's own: G's step adds nothing
+    for net, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(net.state_dict(), other.state_dict(), rtol=0, atol=1e-5)
+    assert min((ours[0].state_dict()[n] - t).abs().max() for n, t in first.items() if n.endswith("weight")) > 4e-4
+
+
+def test_statistics_are_named_in_their_order():
+    assert STATISTICS == ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")
+
+
+def test_bfloat16_stays_close_to_float32():
+    statistics = {
+        p: torch.stack([t.step(b) for b in batches(5)]) for p in ("fp32", "bf16") for t in [training(0, 0.9, p)]
+    }
+    assert statistics["bf16"].isfinite().all()
+    assert not torch.equal(statistics["bf16"], statistics["fp32"])
+    torch.testing.assert_close(statistics["bf16"], statistics["fp32"], rtol=0.1, atol=0.05)
+
+
+def test_last_batch_of_one_is_finite():
+    run = training()
+    statistics = [run.step(batch) for batch in batches(2) + batches(1, size=1)]
+    assert torch.stack(statistics).isfinite().all()
+    assert all(t.isfinite().all() for t in tensors_of(run.state_dict()).values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("real", [True, False])
+@pytest.mark.parametrize("logit", [-1000, -90, -20, -6.5, -1, 0, 0.5, 6.5, 20, 90, 1000])
+def test_cross_entropy_is_exact_far_from_zero(logit, real, dtype):
+    x = torch.tensor([logit], dtype=dtype, requires_grad=True)
+    loss = bce(x, real)
+    loss.backward()
+    # -log sigmoid(x) = log(1 + e^-x), and its slope -1 / (1 + e^x); -log(1 - sigmoid(x)) with the sign of x turned
+    x64 = -float(logit) if real else float(logit)
+    expected, slope = max(x64, 0) + math.log1p(math.exp(-abs(x64))), math.exp(min(x64, 0)) / (1 + math.exp(-abs(x64)))
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, abs=1e-6 * max(1, abs(logit)))
+    assert x.grad.item() == pytest.approx(
+        -slope if real else slope, abs=1e-6, rel=1e-6 if dtype == torch.float32 else 4e-3
+    )
+
+
+def test_cross_entropy_is_the_mean():
+    logits = torch.tensor([-1.0, 0.0, 4.0])
+    assert bce(logits, True) == pytest.approx(
+        (bce(logits[:1], True) + bce(logits[1:2], True) + bce(logits[2:], True)) / 3
+    )
+
+
+def test_average_warms_up_and_then_decays():
+    run = training(ema=0.3)
+    expected = [p.detach().double().clone() for p in run.netG.parameters()]
+    for decay, batch in zip((1 / 10, 2 / 11, 3 / 12, 0.3, 0.3, 0.3), batches(6), strict=True):
+        run.step(batch)
+        for i, p in enumerate(run.netG.parameters()):
+            expected[i] = decay * expected[i] + (1 - decay) * p.detach().double()
+    for average, e, p in zip(run.netG_ema.parameters(), expected, run.netG.parameters(), strict=True):
+        torch.testing.assert_close(average.double(), e, rtol=1e-6, atol=1e-7)
+        assert not torch.equal(average, p)
+        assert not average.requires_grad
+
+
+@pytest.mark.parametrize(("decay", "expected"), [(0.0, 5.0), (0.25, 4.0), (1.0, 1.0)])
+def test_average_moves_by_one_minus_the_decay(decay, expected):
+    average, net = networks()[0], networks()[0]
+    for parameters, value in ((average.parameters(), 1.0), (net.parameters(), 5.0)):
+        for p in parameters:
+            nn.init.constant_(p, value)
+    update_average(average, net, decay)
+    assert all((p == expected).all() for p in average.parameters())
+    assert all((p == 5).all() for p in net.parameters())
+
+
+def test_average_does_not_touch_the_training():
+    runs = [training(ema=ema) for ema in (0.0, 0.9)]
+    for run in runs:
+        for batch in batches(4):
+            run.step(batch)
+        run.set_statistics(BATCH)
+    without, with_average = (run.state_dict() for run in runs)
+    assert "netG_ema" not in without
+    assert with_average.pop("netG_ema").keys() == without["netG"].keys()
+    assert_same(with_average, without)
+
+
+def test_true_statistics_do_not_touch_the_training():
+    run, twin = training(), training()
+    for batch in batches(2):
+        run.step(batch), twin.step(batch)
+    random_state = torch.get_rng_state()
+    run.set_statistics(BATCH)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    for _ in range(2):  # at once, and after two more steps
+        ours, others = (tensors_of(copy.deepcopy(r.state_dict())) for r in (run, twin))
+        changed = {name for name in others if not torch.equal(ours[name], others[name])}
+        running = {n for n in others if n.startswith("/netG") and n.endswith(("running_mean", "running_var"))}
+        assert changed == running
+        assert len(running) == 8  # two batch norms in each of two generators
+        for batch in batches(2, seed=4):
+            assert torch.equal(run.step(batch), twin.step(batch))
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_continued_training_equals_unbroken_training(tmp_path, ema, precision):
+    unbroken, first = training(0, ema, precision), training(0, ema, precision)
+    for batch in batches(5):
+        unbroken.step(batch)
+    for batch in batches(5)[:3]:
+        first.step(batch)
+    torch.save(first.state_dict(), tmp_path / "state.pth")
+    second = training(99, ema, precision)  # other first weights
+    second.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
+    for batch in batches(5)[3:]:
+        second.step(batch)
+    assert_same(second.state_dict(), unbroken.state_dict())
+    assert unbroken.state_dict()["steps"] == 5
+
+
+def test_saved_weights_are_contiguous_float32():
+    state = training().state_dict()
+    for name, t in [item for part in ("netG", "netD", "netG_ema") for item in state[part].items()]:
+        assert t.is_contiguous()
+        assert t.dtype == (torch.int64 if name.endswith("num_batches_tracked") else torch.float32)
+        assert not t.requires_grad
+
+
+def test_meter_reads_plain_means(monkeypatch):
+    clock = iter([100.0, 104.0])
+    monkeypatch.setattr(dcgan.time, "perf_counter", lambda: next(clock))
+    meter = Meter()
+    rows = [[1.0, 2.0, 0.5, 0.25, 0.125], [2.0, 4.0, 0.7, 0.35, 0.1], [6.0, 0.0, 0.0, 0.0, 0.0]]
+    for row, images in zip(rows, (64, 64, 8), strict=True):
+        meter.add(torch.tensor(row), images)
+    expected = {"loss_D": 3.0, "loss_G": 2.0, "D_x": 0.4, "D_G_z1": 0.2, "D_G_z2": 0.075, "images_per_s": 34.0}
+    assert meter.read() == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_meter_refuses_what_is_not_finite(value):
+    meter = Meter()
+    meter.add(torch.zeros(5), 1)
+    meter.add(torch.tensor([0.5, value, 0.5, 0.5, 0.5]), 1)
+    with pytest.raises(RunError, match="not finite"):
+        meter.read()
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_first_signal_waits_and_the_second_ends_all(name):
+    signum = getattr(signal, name)
+    before = signal.getsignal(signum)
+    with StopOnSignal() as stop:
+        assert stop.received is None
+        signal.raise_signal(signum)
+        assert stop.received == signum
+        assert signal.getsignal(signum) == signal.SIG_DFL
+    assert signal.getsignal(signum) == before
