@@ -420,10 +420,12 @@ def build_cache(pictures, path, workers):
     """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
     path.parent.mkdir(parents=True, exist_ok=True)
     total, skipped, count = len(pictures), [], 0
+    size = total * pictures.nc * pictures.image_size**2 / 1e6
+    print(f"preparing {total:,} pictures, once, into {path} ({size:,.0f} MB)")
     chunks = [range(i, min(i + CHUNK, total)) for i in range(0, total, CHUNK)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}") for kind in (".npy", ".json"))
     try:
-        with open(partial, "wb") as file, tqdm(total=total, desc="preparing pictures", unit="img", disable=None) as bar:
+        with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
             write_header(file, total, pictures)
             for batch, reports in pictures.decoded(chunks, workers):
                 skipped += reports

@@ -26,18 +26,18 @@ from models import (
     latents,
     load_discriminator,
     load_generator,
-    pick_device,
     pictures,
-    set_statistics,
+    set_batch_norm_statistics,
     weights_of,
 )
-from runs import Parser, RunError, RunFolder, grid_size, number, save_grid
+from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid
 
-STATISTICS = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")
-# What makes a run the run it is: a continued one keeps it. The rest may change from one continuation to the next.
+# What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "precision", "manual_seed")
-KEPT = (*FIXED, "dataroot", "niter", "save_every", "log_every")  # taken from the checkpoint unless given again
+# What a continued run takes from its checkpoint unless it is given again.
+KEPT = (*FIXED, "dataroot", "cache", "workers", "niter", "save_every", "log_every")
+DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. What was saved before is good"
 
 
 def build_parser():
@@ -97,7 +97,8 @@ def parse_options(argv):
             saved = checkpoint["options"]
             parser.set_defaults(**saved)
             args = parser.parse_args(argv)
-            changed = [f"{k} {saved[k]}, not {getattr(args, k)}" for k in FIXED if getattr(args, k) != saved[k]]
+            now = vars(args)
+            changed = [f"{k} {saved[k]}, not {now[k]}" for k in FIXED if now[k] != saved.get(k, now[k])]
             if changed:
                 raise RunError(f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave that out")
             args.netG = args.netD = None  # the run goes on with its own
@@ -107,12 +108,14 @@ def parse_options(argv):
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
         if args.ngpu > 1:
             raise RunError(f"--ngpu {args.ngpu}: this version trains on one device; leave --ngpu out")
-    except (RunError, ModelError) as error:
+    except ModelError as error:
+        parser.error(f"--imageSize: {error}")
+    except RunError as error:
         parser.error(str(error))
     return args, run, checkpoint
 
 
-def bce(logits, real):
+def bce(logits, *, real):
     """Binary cross-entropy of D's logits (N,) against the label real or fake: -log D or -log(1 - D), the mean, in nats.
 
     -log sigmoid(x) = softplus(-x): exact where a sigmoid, all the more one in bfloat16, would round to 0 or 1.
@@ -124,7 +127,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
     """Take one step of both networks, as in the paper (section 4) and in Goodfellow et al. 2014 (algorithm 1, k = 1).
 
     real: (N, nc, s, s) in [-1, 1]; z: (N, nz). `autocast` is entered around the forward passes. Returns a tensor of
-    STATISTICS: the losses before their updates, the means of D(x), and of D(G(z)) before and after D's update.
+    MEASURES: the losses before their updates, the means of D(x), and of D(G(z)) before and after D's update.
     """
     # (1) Update D: maximise log D(x) + log(1 - D(G(z))). Two passes: batch norm must not mix real and fake.
     optimizerD.zero_grad()
@@ -132,7 +135,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
         logits_real = netD.logits(real)
         fake = netG(z)
         logits_fake = netD.logits(fake.detach())
-    loss_D = bce(logits_real, True) + bce(logits_fake, False)
+    loss_D = bce(logits_real, real=True) + bce(logits_fake, real=False)
     loss_D.backward()
     optimizerD.step()
 
@@ -141,7 +144,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
     netD.requires_grad_(False)  # D's own gradients are of no use here
     with autocast():
         logits = netD.logits(fake)
-    loss_G = bce(logits, True)
+    loss_G = bce(logits, real=True)
     loss_G.backward()
     netD.requires_grad_(True)
     optimizerG.step()
@@ -152,10 +155,15 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
 
 
 class Training:
-    """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes."""
+    """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes.
+
+    lr, beta1: Adam's. ema: the average's decay, in [0, 1), 0 for none. precision: "fp32" or "bf16". seed: the noise's.
+    """
 
     def __init__(self, netG, netD, device, *, lr, beta1, ema, precision, seed):
-        self.netG, self.netD = (n.to(device, memory_format=torch.channels_last).train() for n in (netG, netD))
+        # On mps, the gradient of batch norm is wrong in channels-last (pytorch issue 175189); elsewhere it is faster.
+        self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
+        self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if ema else None
         self.device, self.ema, self.steps = device, ema, 0
         settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True}
@@ -165,41 +173,43 @@ class Training:
         self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
     def step(self, batch):
-        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its STATISTICS, a tensor on the device."""
-        real = batch.to(self.device).contiguous(memory_format=torch.channels_last).float().div_(127.5).sub_(1)
+        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its MEASURES, a tensor on the device."""
+        real = batch.to(self.device).contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [-1, 1]
         z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
-        statistics = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, self.autocast)
-        if self.netG_ema:
+        measures = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, self.autocast)
+        if self.netG_ema is not None:
             update_average(self.netG_ema, self.netG, min(self.ema, (1 + self.steps) / (10 + self.steps)))
         self.steps += 1
-        return statistics
+        return measures
 
     @property
-    def best_generator(self):
-        return self.netG_ema or self.netG
+    def shown_generator(self):
+        return self.netG if self.netG_ema is None else self.netG_ema
 
-    def set_statistics(self, batch_size):
+    def refresh_statistics(self, batch_size):
         """Give the generators true batch-norm statistics: over about 1,024 fresh latents, in batches as in training."""
         noise = torch.Generator().manual_seed(self.steps)  # not the noise of training, which must not notice
-        count = math.ceil(1024 / batch_size)
-        latents = torch.randn(count, batch_size, self.netG.nz, generator=noise).to(self.device)
-        for net in filter(None, (self.netG, self.netG_ema)):
-            set_statistics(net, latents)
+        z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=noise).to(self.device)
+        for name in self._networks():
+            if name != "netD":
+                set_batch_norm_statistics(getattr(self, name), z)
+
+    def _networks(self):
+        return ("netG", "netD") if self.netG_ema is None else ("netG", "netD", "netG_ema")
 
     def state_dict(self):
-        parts = {"netG": self.netG, "netD": self.netD, "netG_ema": self.netG_ema}
-        state = {name: weights_of(net) for name, net in parts.items() if net}
-        optimizers = {"optimizerG": self.optimizerG.state_dict(), "optimizerD": self.optimizerD.state_dict()}
-        return state | optimizers | {"noise": self.noise.get_state(), "steps": self.steps}
+        """Return all that an exact continuation needs; `load_state_dict` takes it, on any kind of device."""
+        state = {name: weights_of(getattr(self, name)) for name in self._networks()}
+        state |= {name: getattr(self, name).state_dict() for name in ("optimizerG", "optimizerD")}
+        return state | {"noise": self.noise.get_state(), "steps": self.steps}
 
     def load_state_dict(self, state):
-        for name in ("netG", "netD", "netG_ema", "optimizerG", "optimizerD"):
-            if getattr(self, name):
-                getattr(self, name).load_state_dict(state[name])
+        for name in (*self._networks(), "optimizerG", "optimizerD"):
+            getattr(self, name).load_state_dict(state[name])
         self.steps = state["steps"]
-        if self.noise.get_state().shape == state["noise"].shape:  # else it was saved on another kind of device
+        if self.noise.get_state().shape == state["noise"].shape:
             self.noise.set_state(state["noise"])
-        else:
+        else:  # it was saved on another kind of device
             self.noise.manual_seed(self.noise.initial_seed() + self.steps)
 
 
@@ -211,18 +221,24 @@ def update_average(netG_ema, netG, decay):
 
 
 class StopOnSignal:
-    """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all."""
+    """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all.
+
+    One that the caller has us ignore, as nohup does SIGHUP, stays ignored.
+    """
 
     def __enter__(self):
-        self.received, self.before = None, {}
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
-            if hasattr(signal, name):  # Windows has no SIGHUP
-                self.before[getattr(signal, name)] = signal.signal(getattr(signal, name), self._receive)
+        self.received, names = None, ("SIGINT", "SIGTERM", "SIGHUP")
+        known = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
+        handlers = {signum: signal.getsignal(signum) for signum in known}
+        self.before = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
+        for signum in self.before:
+            signal.signal(signum, self._receive)
         return self
 
-    def _receive(self, signum, _):
-        self.received = signum
-        signal.signal(signum, signal.SIG_DFL)
+    def _receive(self, received, _):
+        self.received = received
+        for signum in self.before:
+            signal.signal(signum, signal.SIG_DFL)
 
     def __exit__(self, *_):
         for signum, handler in self.before.items():
@@ -230,95 +246,100 @@ class StopOnSignal:
 
 
 class Meter:
-    """The mean STATISTICS of some steps, summed on the device and read at the end: one wait for it, not one a step."""
+    """The mean MEASURES of some steps, summed on the device and read at the end: one wait for it, not one a step."""
 
     def __init__(self):
         self.sum, self.steps, self.images, self.start = 0, 0, 0, time.perf_counter()
 
-    def add(self, statistics, images):
-        self.sum, self.steps, self.images = self.sum + statistics, self.steps + 1, self.images + images
+    def add(self, measures, images):
+        self.sum, self.steps, self.images = self.sum + measures, self.steps + 1, self.images + images
 
     def read(self):
-        """Return a dict of STATISTICS and images_per_s. Raises RunError if one is not finite."""
-        means = dict(zip(STATISTICS, (self.sum / self.steps).tolist(), strict=True))
+        """Return a dict of MEASURES and images_per_s. Raises RunError if one is not finite."""
+        means = dict(zip(MEASURES, (self.sum / self.steps).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
-            raise RunError("the loss is not finite: the run has diverged; a smaller --lr helps. What was saved is good")
+            raise RunError(f"the loss {DIVERGED}")
         return means | {"images_per_s": self.images / (time.perf_counter() - self.start)}
 
 
 def train(args, images, training, run, epoch, step):
     """Train from batch `step` of `epoch` on, to the end or until told to stop; return the exit code."""
+    steps_per_epoch = math.ceil(len(images) / args.batch_size)
     seen = epoch * len(images) + step * args.batch_size
     bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=None, dynamic_ncols=True)
     stopped = False
     with StopOnSignal() as stop, bar:
         while epoch < args.niter and not stopped:
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
-            meter = Meter()
+            meter, known = Meter(), len(images.skipped)
             for batch in images.batches(args.batch_size, args.manual_seed, epoch, start=step):
                 if len(batch):  # else all its pictures were broken
                     meter.add(training.step(batch), len(batch))
                 step, seen = step + 1, seen + len(batch)
                 bar.update(len(batch))
                 stopped = bool(stop.received) or args.dry_run
-                if meter.steps and (stopped or step % args.log_every == 0):
+                if meter.steps and (stopped or step % args.log_every == 0 or step == steps_per_epoch):
                     log(bar, run, meter, epoch, training.steps, seen)
                     meter = Meter()
                 if stopped:
                     break
-            if meter.steps:
-                log(bar, run, meter, epoch, training.steps, seen)
-            if not stopped:
+            warn_of(images.skipped[known:], "pictures")
+            whole = step == steps_per_epoch or args.dry_run  # an epoch to show and to keep
+            if step == steps_per_epoch:
                 epoch, step = epoch + 1, 0
                 tqdm.write(summary(run, epoch, args.niter))
                 sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
-                save(args, images, training, run, epoch, step)
+                save(args, images, training, run, epoch, step, whole)
                 stopped = stopped or bool(stop.received)
         run.animate()
-    if stop.received:
-        name = signal.Signals(stop.received).name
-        where = f"epoch {epoch + 1}, step {step + 1}"
+    if stop.received and epoch < args.niter:
+        name, where = signal.Signals(stop.received).name, f"epoch {epoch + 1}, step {step + 1}"
         print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)
         return 128 + stop.received
     return 0
 
 
 def log(bar, run, meter, epoch, steps, seen):
+    """Write what `meter` holds as a row of the log and behind the progress bar."""
     means = meter.read()
     run.add_row({"epoch": epoch, "step": steps, "images": seen} | means)
-    bar.set_postfix_str(
-        "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}".format(**means)
-    )
+    text = "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}"
+    bar.set_postfix_str(text.format(**means))
 
 
 def summary(run, epoch, niter):
     """Return one line on the epoch just done: the means over its rows of the log."""
     rows = [row for row in run.rows if row["epoch"] == epoch - 1]
-    means = {field: sum(row[field] for row in rows) / max(1, len(rows)) for field in (*STATISTICS, "images_per_s")}
+    means = {field: sum(row[field] for row in rows) / max(1, len(rows)) for field in (*MEASURES, "images_per_s")}
     return (
         "epoch {}/{}: loss_D {loss_D:.3f}, loss_G {loss_G:.3f}, D(x) {D_x:.3f}, D(G(z)) {D_G_z1:.3f} / {D_G_z2:.3f},"
         " {images_per_s:.0f} images/s"
     ).format(epoch, niter, **means)
 
 
-def save(args, images, training, run, epoch, step):
-    """Save all that `epoch` epochs and `step` steps gave: a checkpoint, and after whole epochs weights and pictures."""
-    training.set_statistics(min(128, args.batch_size))
-    state = training.state_dict()
+def save(args, images, training, run, epoch, step, whole):
+    """Save what `epoch` epochs and `step` steps gave: a checkpoint, and of a `whole` epoch weights and pictures."""
+    training.refresh_statistics(min(128, args.batch_size))
+    state = checkpoint_of(args, images, training, epoch, step)
     for name in ("netG", "netD"):
         if not all(t.isfinite().all() for t in state[name].values()):
-            raise RunError(f"{name} is not finite: the run has diverged; a smaller --lr helps. What was saved is good")
-    if step == 0 or args.dry_run:
-        number = epoch - (step == 0)
+            raise RunError(f"{name} {DIVERGED}")
+    if whole:
+        done = epoch - 1 if step == 0 else epoch
         for name in ("netG", "netD", "netG_ema"):
             if name in state:
-                run.save_weights(f"{name}_epoch_{number}", state[name])
+                run.save_weights(f"{name}_epoch_{done}", state[name])
         z = latents(range(grid_size(args.image_size)), args.nz)  # those of generate.py's first pictures
-        save_grid(run.path / f"fake_samples_epoch_{number:03d}.png", pictures(training.best_generator, z))
-    position = {"epoch": epoch, "step": step, "pictures": len(images)}
-    run.save_checkpoint(state | position | {"options": {name: getattr(args, name) for name in KEPT}})
+        save_grid(run.path / f"fake_samples_epoch_{done:03d}.png", pictures(training.shown_generator, z))
+    run.save_checkpoint(state)
     run.plot_losses(math.ceil(len(images) / args.batch_size))
+
+
+def checkpoint_of(args, images, training, epoch, step):
+    """Return the state of a run of which `epoch` epochs and `step` steps of the next are done."""
+    options = {name: getattr(args, name) for name in KEPT}
+    return training.state_dict() | {"epoch": epoch, "step": step, "pictures": len(images), "options": options}
 
 
 def build_networks(args):
@@ -337,6 +358,7 @@ def build_networks(args):
 
 
 def given(wanted, net, name, sizes):
+    """Return `net`. Raises ModelError if one of its `sizes` is not that of `wanted`."""
     for size in sizes:
         if getattr(net, size) != getattr(wanted, size):
             has, wants = getattr(net, size), getattr(wanted, size)
@@ -356,47 +378,61 @@ def describe(args, device, images, training):
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if len(images) < args.batch_size:
         print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
-    for reports, what in ((images.skipped, "pictures"), (images.unlisted, "folders")):
-        if reports:
-            names = ", ".join(reports[:3]) + (", ..." if len(reports) > 3 else "")
-            print(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", file=sys.stderr)
+    warn_of(images.unlisted, "folders")
+    warn_of(images.skipped, "pictures")
+
+
+def warn_of(reports, what):
+    if reports:
+        names = ", ".join(reports[:3]) + (", ..." if len(reports) > 3 else "")
+        tqdm.write(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", sys.stderr)
 
 
 def main(argv=None):
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training begins: tidy up and go
     args, run, checkpoint = parse_options(argv)
     try:
         device = pick_device(args.cuda, args.accel)
         netG, netD = build_networks(args)
         settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
         training = Training(netG, netD, device, **settings, seed=args.manual_seed)
-        images = load_images(
-            args.dataset, args.dataroot, args.image_size, args.nc, args.classes, args.cache, args.workers
-        )
-        epoch = step = 0
-        if checkpoint:
-            if checkpoint["pictures"] != len(images):
-                raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
-            training.load_state_dict(checkpoint)
-            epoch, step = checkpoint["epoch"], checkpoint["step"]
-        run.open(training.steps)
+        source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
+        images = load_images(*source, cache=args.cache, workers=args.workers)
+        epoch, step = begin(args, images, training, run, checkpoint)
         describe(args, device, images, training)
-        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__}
-        run.save_settings(vars(args) | {"versions": {"python": platform.python_version()} | versions})
         if epoch >= args.niter:
             print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
         elif checkpoint:
             print(f"continuing at epoch {epoch + 1}, step {step + 1}; --niter is {args.niter}")
-        else:
-            first = next(images.batches(grid_size(args.image_size), args.manual_seed, epoch=0))
-            save_grid(run.path / "real_samples.png", first)
-    except (DataError, ModelError, RunError, OSError) as error:
+    except (DataError, ModelError, RunError) as error:
         return refuse(error, 2)
+    except OSError as error:
+        return refuse(error, 1)
     except KeyboardInterrupt:
         return refuse("interrupted before training began", 130)
     try:
         return train(args, images, training, run, epoch, step)
-    except (DataError, RunError) as error:
+    except (DataError, RunError, OSError) as error:
         return refuse(error, 1)
+    except torch.OutOfMemoryError:
+        return refuse(f"{device} has too little memory for --batchSize {args.batch_size}; a smaller one needs less", 1)
+
+
+def begin(args, images, training, run, checkpoint):
+    """Open the run folder, for a new run or to go on from `checkpoint`; return the epoch and step to begin at."""
+    if checkpoint:
+        if checkpoint["pictures"] != len(images):
+            raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
+        training.load_state_dict(checkpoint)
+    run.open(checkpoint)
+    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    run.save_settings(vars(args) | {"versions": versions})
+    if checkpoint:
+        return checkpoint["epoch"], checkpoint["step"]
+    first = next(images.batches(grid_size(args.image_size), args.manual_seed, epoch=0))
+    save_grid(run.path / "real_samples.png", first)
+    run.save_checkpoint(checkpoint_of(args, images, training, 0, 0))  # a run killed before its first save has its seed
+    return 0, 0
 
 
 def refuse(error, code):

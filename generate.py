@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from tqdm import tqdm
 
-from models import ModelError, latents, load_generator, pick_device, pictures
-from runs import Parser, RunError, check_writable, number, save_grid, write_whole
+from models import ModelError, latents, load_generator, pictures
+from runs import Parser, RunError, check_writable, number, pick_device, save_grid, write_whole
 
 GRID = 64  # pictures that grid.png shows at most
 
@@ -61,10 +61,10 @@ def main(argv=None):
         if netG.nc not in (1, 3):
             raise ModelError(f"{args.load_path} makes pictures of {netG.nc} channels; PNG files have 1 or 3")
         check_writable(outf)
-        outf.mkdir(parents=True, exist_ok=True)
     except (ModelError, RunError) as error:
         parser.error(str(error))
     try:
+        outf.mkdir(parents=True, exist_ok=True)
         save_grid(outf / "grid.png", generate(netG, args.num_output, args.manual_seed, args.batch_size, outf))
     except (RunError, OSError) as error:
         parser.exit(1, f"generate.py: {error}\n")

@@ -5,6 +5,7 @@
 """
 
 import argparse
+import contextlib
 import itertools
 import re
 from pathlib import Path
@@ -26,7 +27,7 @@ def check_image_size(image_size):
     if image_size not in IMAGE_SIZES:
         nearest = [s for s in IMAGE_SIZES if s < image_size][-1:] + [s for s in IMAGE_SIZES if s > image_size][:1]
         raise ModelError(
-            f"--imageSize {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
+            f"a side of {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
             f" (all: {', '.join(map(str, IMAGE_SIZES))})"
         )
 
@@ -132,7 +133,7 @@ def pictures(netG, z):
 
 
 @torch.no_grad()
-def set_statistics(netG, noise):
+def set_batch_norm_statistics(netG, noise):
     """Replace G's running mean and variance by the exact ones over all of `noise`, an iterable of latents (N, nz).
 
     Each batch is normalised by its own statistics, as in training; those of the batches, all of one size, are pooled.
@@ -154,25 +155,13 @@ def set_statistics(netG, noise):
                 x = layer(x)
     for norm, mean, square in zip(norms, means, squares, strict=True):
         mean, square = torch.stack(mean).mean(0), torch.stack(square).mean(0)
-        norm.running_mean.copy_(mean)
-        norm.running_var.copy_(square - mean**2)
-
-
-def pick_device(cuda, accel):
-    """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
-
-    Raises ModelError if CUDA is asked for and there is none.
-    """
-    if cuda and not torch.cuda.is_available():
-        raise ModelError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
-    if cuda:
-        return torch.device("cuda")
-    return (accel and torch.accelerator.current_accelerator(check_available=True)) or torch.device("cpu")
+        norm.running_mean.copy_(mean.float())
+        norm.running_var.copy_((square - mean**2).float())
 
 
 def weights_of(net):
-    """Return the network's state dict as contiguous float32 CPU tensors, the form every weights file has."""
-    return {name: t.detach().cpu().contiguous() for name, t in net.state_dict().items()}
+    """Return a copy of the network's state dict as contiguous CPU tensors, the form every weights file has."""
+    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()}
 
 
 def load_generator(path, average=True):
@@ -191,6 +180,7 @@ def load_discriminator(path):
 
 
 def load_network(kind, path, average):
+    """Read a Generator or Discriminator (`kind`) for the two functions above."""
     path = Path(path)
     if path.is_dir():
         path = newest_weights(path, "netG" if kind is Generator else "netD", average)
@@ -218,16 +208,12 @@ def newest_weights(folder, role, average):
         match = re.fullmatch(rf"{role}(_ema)?_epoch_(\d+)\.pth", path.name)
         if match:
             by_age.append((int(match[2]) + 1, 0, 2 if bool(match[1]) == average else 0, path))
-    checkpoint = folder / "checkpoint.pth"
-    if checkpoint.is_file():
-        try:
+    for checkpoint in (folder / "checkpoint.pth", folder / "checkpoint.prev.pth"):
+        with contextlib.suppress(ModelError, KeyError, TypeError):  # damaged: there may be whole files beside it
             state = read_file(checkpoint)
             by_age.append((state["epoch"], state["step"], 1, checkpoint))
-        except (ModelError, KeyError, TypeError):
-            if not by_age:  # else whole files lie beside a damaged one
-                raise ModelError(f"{checkpoint} is damaged, and {folder} holds no other weights") from None
     if not by_age:
-        raise ModelError(f"{folder} holds no weights: looked for {role}_epoch_0.pth and the like, and checkpoint.pth")
+        raise ModelError(f"{folder} holds no weights that can be read, as {role}_epoch_0.pth or checkpoint.pth")
     return max(by_age, key=lambda entry: entry[:3])[3]
 
 

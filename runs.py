@@ -17,7 +17,8 @@ from torchvision.utils import make_grid
 
 from models import ModelError, read_file
 
-LOG_FIELDS = ("epoch", "step", "images", "loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2", "images_per_s")
+MEASURES = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")  # what a step reports
+LOG_FIELDS = ("epoch", "step", "images", *MEASURES, "images_per_s")
 MOST_FRAMES = 60  # of the animation: about 3 MB at 64 x 64
 
 
@@ -47,15 +48,27 @@ def number(kind, low, below=math.inf):
 
 def check_writable(folder):
     """Raise RunError if `folder` is not, or could not become, a folder that can be written to."""
-    nearest = next(p for p in [folder, *folder.absolute().parents] if p.exists())
-    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+    nearest = next(p for p in [folder, *folder.absolute().parents] if os.path.exists(p))
+    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
         raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
 
 
-def write_whole(path, write, sync=True):
+def pick_device(cuda, accel):
+    """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
+
+    Raises RunError if CUDA is asked for and there is none.
+    """
+    if cuda and not torch.cuda.is_available():
+        raise RunError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
+    if cuda:
+        return torch.device("cuda")
+    return (accel and torch.accelerator.current_accelerator(check_available=True)) or torch.device("cpu")
+
+
+def write_whole(path, write, sync=True, keep=None):
     """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError.
 
-    sync: make sure that it is on the disk, which takes a while.
+    sync: make sure that it is on the disk, which takes a while. keep: where the file that was there goes.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -65,6 +78,8 @@ def write_whole(path, write, sync=True):
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, keep)
         os.replace(partial, path)
     except (OSError, RuntimeError) as error:  # torch.save turns a full disk into a RuntimeError
         why = getattr(error, "strerror", None) or " ".join(str(error).split())
@@ -90,48 +105,58 @@ class RunFolder:
     """The folder of one run (`--outf`). Nothing is written before `open`."""
 
     def __init__(self, path):
-        self.path, self.rows, self.log, self.lock, self.damaged = Path(path), [], None, None, None
+        self.path, self.rows, self.log, self.lock = Path(path), [], None, None
+        self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
+        self.newest_is_good = True
 
     def check_free(self, resume):
         """Raise RunError if a run could not be written here, or would overwrite another."""
         check_writable(self.path)
-        checkpoints = list(self.path.glob("checkpoint*.pth"))
-        if self.is_dry_run() or (resume and checkpoints):
+        is_run = self.newest.exists() or self.previous.exists()
+        if self.is_dry_run() or (resume and is_run):
             return
-        if checkpoints:
+        if is_run:
             raise RunError(f"--outf {self.path} holds a run: add --resume to continue it, or choose another --outf")
         if list(self.path.glob("net[GD]_epoch_*.pth")):
             raise RunError(f"--outf {self.path} holds weights, but no checkpoint to continue: choose another --outf")
 
     def is_dry_run(self):
+        """Return whether the folder holds nothing but what --dry-run wrote, which may be overwritten."""
         try:
             return bool(json.loads((self.path / "args.json").read_text(encoding="utf-8"))["dry_run"])
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
-    def open(self, resumed_step=0):
+    def open(self, resumed=None):
         """Make the folder, take its lock (RunError if another run has it), tidy up after a killed run, open the log.
 
-        The rows of a log that go beyond `resumed_step` are dropped: those steps will be taken again.
+        resumed: the checkpoint that the run goes on from. The rows of the log beyond it are dropped: those steps will
+        be taken again. Without one, what a dry run left is removed.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         self._take_lock()
+        self._check_unchanged(resumed)
         for left_over in self.path.glob(".*.part"):
             left_over.unlink()
-        if not resumed_step:  # a dry run's, or there are none
-            for weights in [*self.path.glob("checkpoint*.pth"), *self.path.glob("net*_epoch_*.pth")]:
-                weights.unlink()
-        if self.damaged:
-            self.damaged.unlink()  # else the next save would keep it as the one before, in place of a good one
+        if not resumed:
+            for weights in [self.newest, self.previous, *self.path.glob("net*_epoch_*.pth")]:
+                weights.unlink(missing_ok=True)
         path = self.path / "log.csv"
-        if resumed_step and path.is_file():
+        if resumed and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
                 whole = (row for row in csv.DictReader(file) if all(row.get(field) for field in LOG_FIELDS))
-                rows = [{field: float(row[field]) for field in LOG_FIELDS} for row in whole]
-            self.rows = [row for row in rows if row["step"] <= resumed_step]
+                rows = [{k: int(row[k]) if row[k].isdigit() else float(row[k]) for k in LOG_FIELDS} for row in whole]
+            self.rows = [row for row in rows if row["step"] <= resumed["steps"]]
         lines = [",".join(LOG_FIELDS), *map(log_line, self.rows), ""]
         write_whole(path, lambda file: file.write("\n".join(lines).encode()))
         self.log = open(path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
+
+    def _check_unchanged(self, resumed):
+        """Raise RunError if another run has been here while this one prepared its pictures, before it had the lock."""
+        if resumed is None:
+            self.check_free(resume=False)
+        elif self.load_checkpoint()["steps"] != resumed["steps"]:
+            raise RunError(f"--outf {self.path}: another run went on with this one meanwhile; start again")
 
     def _take_lock(self):
         try:
@@ -157,26 +182,23 @@ class RunFolder:
         write_whole(self.path / f"{name}.pth", lambda file: torch.save(weights, file))
 
     def save_checkpoint(self, state):
-        """Write checkpoint.pth; the one before it stays as checkpoint.prev.pth."""
-        newest, previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
-        fresh = self.path / ".checkpoint.pth.part"
-        write_whole(fresh, lambda file: torch.save(state, file))
-        if newest.exists():
-            os.replace(newest, previous)
-        os.replace(fresh, newest)
+        """Write checkpoint.pth; the one before it, if it was whole, stays as checkpoint.prev.pth."""
+        keep = self.previous if self.newest_is_good else None
+        write_whole(self.newest, lambda file: torch.save(state, file), keep=keep)
+        self.newest_is_good = True
 
     def load_checkpoint(self):
         """Return the state last saved, or None if there is none. Raises RunError if none can be read."""
-        newest, previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
-        for path in (newest, previous):
+        for path in (self.newest, self.previous):
             if path.is_file():
                 try:
                     state = read_file(path)
                 except ModelError as error:
-                    if path == previous or not previous.is_file():
+                    if path == self.previous or not self.previous.is_file():
                         raise RunError(str(error)) from None
-                    print(f"warning: {error}; going on from {previous.name}, the save before it", file=sys.stderr)
-                    self.damaged = newest
+                    if self.newest_is_good:
+                        print(f"warning: {error}; going on from {self.previous}, the save before it", file=sys.stderr)
+                    self.newest_is_good = False
                     continue
                 if not isinstance(state, dict) or "options" not in state:
                     raise RunError(f"{path} is not a checkpoint of this program; choose another --outf")

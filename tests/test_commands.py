@@ -158,11 +158,11 @@ def test_pictures_of_a_run(unbroken):
 def test_killed_run_continues_exactly(base, unbroken):
     killed = start(base / "killed", "dcgan.py", *RUN)
     folder = base / "killed" / "out"
-    wait_for((folder / "checkpoint.pth").exists, killed)
+    wait_for((folder / "checkpoint.prev.pth").exists, killed)  # the first epoch's follows the one at the start
     killed.kill()
     finish(killed, -signal.SIGKILL)
     position = checkpoint(folder)["epoch"]
-    assert position < EPOCHS
+    assert 0 < position < EPOCHS
     (folder / ".netG_epoch_1.pth.1234.part").write_bytes(b"as a kill in the middle of a save leaves it")
     with open(folder / "log.csv", "a") as log:  # rows of steps that will be taken again, the last cut off
         log.write(f"{position},{63 * position + 20},1,9,9,9,9,9,9\n{position},{63 * position + 40},1,9")
@@ -246,7 +246,8 @@ def test_damaged_newest_checkpoint_gives_way_to_the_one_before(base, unbroken, c
 def test_diverged_run_saves_nothing(tmp_path, capsys):
     assert here(tmp_path / "out", *RUN, "--lr", 1e30) == 1
     assert capsys.readouterr().err.startswith("dcgan.py: ")
-    assert not list(tmp_path.rglob("*.pth"))
+    assert [path.name for path in tmp_path.rglob("*.pth")] == ["checkpoint.pth"]
+    assert checkpoint(tmp_path / "out")["steps"] == 0  # that of the start
 
 
 # Dry runs, weights to start from

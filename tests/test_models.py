@@ -19,7 +19,7 @@ from models import (
     load_discriminator,
     load_generator,
     pictures,
-    set_statistics,
+    set_batch_norm_statistics,
 )
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -483,7 +483,7 @@ def test_statistics_are_those_of_all_the_noise():
             module.register_forward_pre_hook(lambda _, args, to=collected: to.append(args[0].detach().numpy().copy()))
     trained = torch.cat([twin(z) for z in noise])  # each batch by its own statistics
     before, random_state = copy.deepcopy(netG.state_dict()), torch.get_rng_state()
-    set_statistics(netG, noise)
+    set_batch_norm_statistics(netG, noise)
     assert torch.equal(torch.get_rng_state(), random_state)
     assert len(inputs) == 3
     after = netG.state_dict()
