@@ -6,6 +6,7 @@
 """
 
 import bisect
+import contextlib
 import functools
 import hashlib
 import io
@@ -26,7 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from tqdm import tqdm
 
-CHUNK = 64  # pictures that a process decodes before it hands them over
+CHUNK = 64 * 64 * 64  # pixels that a process prepares before it hands them over, in a memory that may be small
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 PREPARATION = (
     1  # raise when `prepare` or `draw_cartoon` changes: pictures cached before are then not taken for new ones
@@ -83,6 +84,9 @@ class Files(Source):
         self.names, self.stats, seen = [], [], set()
         for folder, below, names in os.walk(self.root, onerror=self._cannot_list, followlinks=True):
             seen.add(os.path.realpath(folder))
+            if {"args.json", "log.csv", "checkpoint.pth"} <= set(names):  # a run folder: not to learn from itself
+                below.clear()
+                continue
             below[:] = sorted(
                 d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen
             )  # no link loops
@@ -178,7 +182,7 @@ class Torchvision(Source):
         return hashlib.sha256(np.ascontiguousarray(self.dataset.data)).hexdigest()
 
 
-def open_folder(dataroot, **_):
+def open_folder(dataroot, image_size, classes):
     if dataroot is None:
         raise DataError(
             "--dataroot is missing: name a folder of pictures, as in --dataroot photos with photos/any/name.jpg"
@@ -186,7 +190,7 @@ def open_folder(dataroot, **_):
     return Files(dataroot)
 
 
-def open_celeba(dataroot, **_):
+def open_celeba(dataroot, image_size, classes):
     """Find CelebA's aligned pictures in any of the layouts people have; unpack or download them if need be."""
     root = Path(dataroot or "data")
     found, why = find_celeba(root), ""
@@ -202,10 +206,14 @@ def open_celeba(dataroot, **_):
             f" none is there, and the download failed{why}: fetch the zip by hand from"
             f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
         )
-    return Files(found)
+    files = Files(found)
+    if len(files) != 202_599:
+        print(f"note: CelebA has 202,599 pictures; {found} holds {len(files):,}")
+    return files
 
 
 def find_celeba(root):
+    """Return the folder of CelebA's pictures in or below `root`, unpacked if need be, or None."""
     places = [root / "celeba", root]
     folders = [p / inner for p in places for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba")]
     for folder in [*folders, root]:
@@ -237,7 +245,7 @@ def unpack(archive, folder):
     return folder
 
 
-def open_lsun(dataroot, classes, **_):
+def open_lsun(dataroot, image_size, classes):
     root = Path(dataroot or "data")
     if (root / "data.mdb").is_file():
         return Lmdb([root])
@@ -251,7 +259,7 @@ def open_lsun(dataroot, classes, **_):
     return Lmdb(folders)
 
 
-def open_torchvision(kind, dataroot, **_):
+def open_torchvision(kind, dataroot, image_size, classes):
     root = Path(dataroot or "data")
     try:
         return Torchvision(kind(root, train=True, download=True))
@@ -262,14 +270,15 @@ def open_torchvision(kind, dataroot, **_):
         ) from None
 
 
-def open_cartoon(image_size, **_):
+def open_cartoon(dataroot, image_size, classes):
     return Cartoons(image_size)
 
 
-def open_fake(image_size, **_):
+def open_fake(dataroot, image_size, classes):
     return Torchvision(datasets.FakeData(image_size=(3, image_size, image_size)))
 
 
+# Each is called with dataroot, image_size and classes, takes what it needs of them, and returns a Source.
 SOURCES = {
     "cartoon": open_cartoon,
     "celeba": open_celeba,
@@ -328,10 +337,13 @@ class Pictures(Dataset):
         options = {"num_workers": workers, "collate_fn": self.stack, "worker_init_fn": quietly}
         try:
             yield from DataLoader(self, batch_sampler=chunks, **options)
+        except RuntimeError as error:  # one of its processes was killed
+            raise DataError(f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes") from None
         finally:
             self.source.release()
 
     def stack(self, items):
+        """Return what `decoded` yields for a list of items."""
         rows = [row for row, _ in items if row is not None]
         none = np.empty((0, self.nc, self.image_size, self.image_size), np.uint8)
         return torch.from_numpy(np.stack(rows) if rows else none), [why for _, why in items if why]
@@ -381,7 +393,7 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     """
     if dataset not in SOURCES:
         raise DataError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
-    source = SOURCES[dataset](dataroot=dataroot, image_size=image_size, classes=classes)
+    source = SOURCES[dataset](dataroot, image_size, classes)
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     pictures = Pictures(source, image_size, nc)
     if cache == "none":
@@ -397,13 +409,8 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
 
 def cache_folder():
     """Return the folder where this user's programs keep what can be made again."""
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local"
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library" / "Caches"
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "dcgan"
+    usual = {"win32": Path.home() / "AppData" / "Local", "darwin": Path.home() / "Library" / "Caches"}
+    return Path(os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, Path.home() / ".cache")) / "dcgan"
 
 
 def read_cached(path, shape):
@@ -418,13 +425,14 @@ def read_cached(path, shape):
 
 def build_cache(pictures, path, workers):
     """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     total, skipped, count = len(pictures), [], 0
     size = total * pictures.nc * pictures.image_size**2 / 1e6
     print(f"preparing {total:,} pictures, once, into {path} ({size:,.0f} MB)")
-    chunks = [range(i, min(i + CHUNK, total)) for i in range(0, total, CHUNK)]
+    chunk = max(1, CHUNK // pictures.image_size**2)
+    chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}") for kind in (".npy", ".json"))
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
             write_header(file, total, pictures)
             for batch, reports in pictures.decoded(chunks, workers):
@@ -440,9 +448,12 @@ def build_cache(pictures, path, workers):
         partial_json.write_text(json.dumps(skipped), encoding="utf-8")
         os.replace(partial_json, path.with_suffix(".json"))
         os.replace(partial, path)
+    except OSError as error:
+        raise DataError(f"--cache {path.parent}: {one_line(error)}; name another folder there, or none") from None
     finally:
         for left_over in (partial, partial_json):
-            left_over.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                left_over.unlink()
 
 
 def write_header(file, count, pictures):

@@ -16,13 +16,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from test_data import write
 from test_models import public_discriminator, public_generator
 from test_training import assert_same
 
 import dcgan
 import generate
 from models import Discriminator, Generator, load_generator
-from runs import RunFolder
+from runs import LOG_FIELDS, RunError, RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 PICTURES, BATCH, EPOCHS = 1000, 16, 3  # 63 steps an epoch, the last of 8 pictures
@@ -189,6 +190,72 @@ def test_stopped_run_saves_and_continues_exactly(base, unbroken, name, code):
     assert state["steps"] == 63 * state["epoch"] + state["step"]
     assert here(folder, "--resume") == 0
     assert_same_run(folder, unbroken)
+
+
+def test_run_killed_before_its_first_save_keeps_its_options_and_seed(base, unbroken, monkeypatch):
+    folder = base / "early"
+    with monkeypatch.context() as patch:
+        patch.setattr(dcgan, "train", lambda *_: 0)  # killed there
+        assert here(folder, *RUN) == 0
+    assert here(folder, "--resume") == 0
+    assert_same_run(folder, unbroken)
+
+
+def test_signal_in_the_last_step_of_an_epoch_finds_the_epoch_saved(base, unbroken, monkeypatch):
+    folder, step = base / "last-step", dcgan.Training.step
+
+    def step_and_signal(training, batch):
+        measures = step(training, batch)
+        if training.steps == 63:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measures
+
+    with monkeypatch.context() as patch:
+        patch.setattr(dcgan.Training, "step", step_and_signal)
+        assert here(folder, *RUN) == 143
+    assert [checkpoint(folder)[name] for name in ("epoch", "step")] == [1, 0]
+    assert (folder / "netG_epoch_0.pth").is_file()
+    assert here(folder, "--resume") == 0
+    assert_same_run(folder, unbroken)
+    assert without_speed(log_rows(folder)) == without_speed(log_rows(unbroken))
+
+
+def test_signals_that_the_caller_ignores_stay_ignored():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+    try:
+        with dcgan.StopOnSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.received is None
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.received == signal.SIGINT
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_run_that_waited_does_not_overwrite_the_one_that_came_before(tmp_path, unbroken):
+    folder = shutil.copytree(unbroken, tmp_path / "out")
+    before = hashes(folder)
+    with pytest.raises(RunError, match="holds a run"):
+        RunFolder(folder).open()  # its own look at the folder was before that run
+    stale = RunFolder(folder)
+    with pytest.raises(RunError, match="start again"):
+        stale.open(checkpoint(folder) | {"steps": 1})
+    assert hashes(folder) == before
+
+
+def test_log_keeps_every_digit_when_a_run_goes_on(tmp_path):
+    row = dict.fromkeys(LOG_FIELDS, 0.25) | {"epoch": 24, "step": 1_234_567, "images": 5_064_975}
+    run = RunFolder(tmp_path)
+    run.open()
+    run.add_row(row)
+    run.save_checkpoint({"steps": 1_234_567, "options": {}})
+    text = (tmp_path / "log.csv").read_text()
+    assert "24,1234567,5064975,0.25," in text
+    run.lock.close()
+    again = RunFolder(tmp_path)
+    again.open({"steps": 1_234_567})
+    assert (tmp_path / "log.csv").read_text() == text
+    assert again.rows == [row]
 
 
 def test_longer_run_equals_an_unbroken_one(base, unbroken):
@@ -421,3 +488,14 @@ def test_requests_that_cannot_work_are_refused(tmp_path, monkeypatch, capsys, ma
     assert_refused(lambda: program.main(arguments), capsys, words.format(m=material))
     assert list(tmp_path.iterdir()) == []
     assert hashes(material) == before
+
+
+@pytest.mark.parametrize("size", [16, 28, 32, 64, 96, 128, 256])
+def test_every_size_trains_and_samples(size, base, tmp_path):
+    write(tmp_path / "in", *(f"{i}.png" for i in range(3)))
+    options = (
+        f"--dataset folder --dataroot {tmp_path}/in --imageSize {size} --nz 4 --ngf 4 --ndf 4 --workers 0 --dry-run"
+    )
+    assert here(tmp_path / "out", *options.split()) == 0
+    generate.main(["--load_path", f"{tmp_path}/out", "--num_output", "2", "--outf", f"{tmp_path}/made"])
+    assert {Image.open(path).size for path in (tmp_path / "made").glob("seed*.png")} == {(size, size)}

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import signal
 import struct
 import subprocess
 import sys
@@ -324,6 +325,41 @@ def test_a_folder_gives_every_picture_below_it(dataset, names, tmp_path):
     images = load_images(dataset, root, 16, nc=1)
     assert contents(images) == expected(paths, nc=1)
     assert images.skipped == []
+
+
+def test_a_run_folder_is_not_learned_from(tmp_path):
+    paths = write(tmp_path, "in/a.png")
+    write(tmp_path, "in/out/fake_samples_epoch_000.png", "in/out/deeper/b.png")
+    for name in ("args.json", "log.csv", "checkpoint.pth"):
+        (tmp_path / "in" / "out" / name).touch()
+    assert contents(load_images("folder", tmp_path / "in", 16)) == expected(paths)
+
+
+class Deadly(data.Source):
+    """A picture that ends the process that decodes it, as the system does where memory is short."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, i):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def identity(self):
+        return 0
+
+
+def test_a_killed_worker_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.setitem(data.SOURCES, "deadly", lambda *_: Deadly())
+    for cache in ("none", tmp_path / "kept"):
+        with pytest.raises(DataError, match="decoding pictures failed"):
+            contents(load_images("deadly", image_size=16, cache=cache, workers=1))
+    assert list((tmp_path / "kept").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_names_the_option(tmp_path):
+    (tmp_path / "file").touch()
+    write(tmp_path, "in/a.png")
+    refused("--cache", tmp_path / "file", dataset="folder", dataroot=tmp_path / "in", cache=tmp_path / "file")
 
 
 def test_a_link_to_nothing_is_skipped_like_a_broken_picture(tmp_path):
