@@ -65,7 +65,7 @@ def build_parser():
     add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help="pictures a step [%(default)s]")
     add("--lr", type=number(float, 0), default=0.0002, help="learning rate of both Adams [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's beta1; its beta2 is 0.999 [%(default)s]")
-    add("--ema", type=number(float, 0, 1), default=0.999, help="decay of the averaged generator, 0: none [%(default)s]")
+    add("--ema", type=number(float, 0, 1), default=0.99, help="decay of the averaged generator, 0: none [%(default)s]")
     add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**63), metavar="N", help="seed of a run [random]")
 
     add = parser.add_argument_group("device").add_argument
