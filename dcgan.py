@@ -292,7 +292,7 @@ def train(args, images, training, run, epoch, step):
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
                 save(args, images, training, run, epoch, step, whole)
                 stopped = stopped or bool(stop.received)
-        run.animate()
+        run.animate(args.image_size)
     if stop.received and epoch < args.niter:
         name, where = signal.Signals(stop.received).name, f"epoch {epoch + 1}, step {step + 1}"
         print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)

@@ -19,7 +19,7 @@ from models import ModelError, read_file
 
 MEASURES = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")  # what a step reports
 LOG_FIELDS = ("epoch", "step", "images", *MEASURES, "images_per_s")
-MOST_FRAMES = 60  # of the animation: about 3 MB at 64 x 64
+MOST_FRAMES = 60  # of the animation
 
 
 class RunError(Exception):
@@ -232,14 +232,21 @@ class RunFolder:
             axis.legend(loc="upper right")
         write_whole(self.path / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
 
-    def animate(self):
-        """Write progress.gif: the grids of fixed noise saved so far, at most MOST_FRAMES, the last held for longer."""
+    def animate(self, image_size):
+        """Write progress.gif: the grids saved so far, at most MOST_FRAMES, the last held for two seconds.
+
+        Of large pictures it shows those at the top left: about 270 pixels a side, 50 kB a frame.
+        """
         found = {int(re.findall(r"\d+", p.name)[0]): p for p in self.path.glob("fake_samples_epoch_*.png")}
         paths = [found[epoch] for epoch in sorted(found)]
         if not paths:
             return
         chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MOST_FRAMES).round().astype(int))]
-        frames = [Image.open(path).convert("P", palette=Image.Palette.ADAPTIVE, colors=128) for path in chosen]
+        side = 2 + max(2, 272 // (image_size + 2)) * (image_size + 2)  # whole pictures; make_grid puts 2 pixels between
+        frames = []
+        for path in chosen:
+            with Image.open(path) as grid:
+                frames.append(grid.crop((0, 0, min(side, grid.width), min(side, grid.height))).quantize(128))
         durations = [150] * (len(frames) - 1) + [2000]
         options = {"format": "gif", "save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
         write_whole(self.path / "progress.gif", lambda file: frames[0].save(file, **options))
