@@ -29,9 +29,8 @@ from tqdm import tqdm
 
 CHUNK = 64 * 64 * 64  # pixels that a process prepares before it hands them over, in a memory that may be small
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
-PREPARATION = (
-    1  # raise when `prepare` or `draw_cartoon` changes: pictures cached before are then not taken for new ones
-)
+# Raise it when `prepare` or `draw_cartoon` changes: what was cached before is then not taken for what they make now.
+PREPARATION = 1
 
 
 class DataError(ValueError):
