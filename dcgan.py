@@ -1,6 +1,6 @@
 """Train a DCGAN (Radford et al. 2016, arXiv:1511.06434) on pictures.
 
-python dcgan.py --imageSize 32 --niter 10 --outf out       # cartoon faces that the program draws itself
+python dcgan.py --imageSize 32 --niter 12 --outf out       # cartoon faces that the program draws itself
 python dcgan.py --dataset folder --dataroot photos --cuda  # your own
 """
 
