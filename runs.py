@@ -38,7 +38,7 @@ def number(kind, low, below=math.inf):
     def parse(text):
         value = kind(text)
         if not low <= value < below:
-            upper = f" and below {below}" if below < math.inf else " and finite"
+            upper = f" and below {below}" if below < math.inf else "" if kind is int else " and finite"
             raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
         return value
 
