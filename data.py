@@ -106,7 +106,7 @@ class Files(Source):
         return len(self.names)
 
     def __getitem__(self, i):
-        return Image.open(self.root / self.names[i])
+        return Image.open(os.path.join(self.root, self.names[i]))
 
     def name(self, i):
         return self.names[i]
@@ -298,21 +298,22 @@ def prepare(image, image_size, nc):
     Resize(image_size) and CenterCrop(image_size).
     """
     ImageOps.exif_transpose(image, in_place=True)
+    mode = "RGB" if nc == 3 else "L"
     if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
         image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    image = image.convert("RGB" if nc == 3 else "L")
+    if image.mode != mode:  # else it would be copied
+        image = image.convert(mode)
     width, height = image.size
     short = min(width, height)
     width, height = image_size * width // short, image_size * height // short
     if width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError("far too long and thin")
-    image = image.resize((width, height), Image.Resampling.BILINEAR)
+    pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, nc)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
-    pixels = np.asarray(image.crop((left, top, left + image_size, top + image_size)))
-    return np.ascontiguousarray(pixels.reshape(image_size, image_size, nc).transpose(2, 0, 1))
+    return pixels[top : top + image_size, left : left + image_size].transpose(2, 0, 1)
 
 
 class Pictures(Dataset):
@@ -355,7 +356,7 @@ def quietly(_):
 
 
 class Images:
-    """The prepared pictures of a data set: an array of rows, or pictures that are decoded at every use.
+    """The prepared pictures of a data set: an array of rows, on disk or on a device, or decoded at every use.
 
     len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: folders
     that could not be looked into.
@@ -367,16 +368,26 @@ class Images:
     def __len__(self):
         return len(self.rows)
 
+    def keep_on(self, device, free):
+        """Copy the array to `device`, to take batches from there, if it is less than a third of `free` bytes."""
+        if isinstance(self.rows, np.ndarray) and self.rows.nbytes < free / 3:
+            rows = torch.empty(self.rows.shape, dtype=torch.uint8, device=device)
+            for i in range(0, len(rows), 10_000):  # so that it is not in the memory beside the device as well
+                rows[i : i + 10_000] = torch.from_numpy(np.array(self.rows[i : i + 10_000]))
+            self.rows = rows
+
     def batches(self, batch_size, seed, epoch, start=0):
         """Yield an epoch's batches from number `start` on, uint8 tensors (B, nc, image_size, image_size).
 
         Every picture comes once, in an order that follows from (seed, epoch) alone. The last batch may be smaller, and
         so may, where pictures are decoded at every use, one with broken pictures; it may even be empty.
         """
-        order = np.random.default_rng((seed, epoch)).permutation(len(self))
-        chunks = [order[i : i + batch_size] for i in range(start * batch_size, len(self), batch_size)]
-        if isinstance(self.rows, np.ndarray):
-            yield from (torch.from_numpy(self.rows[chunk]) for chunk in chunks)
+        order = np.random.default_rng((seed, epoch)).permutation(len(self))[start * batch_size :]
+        if isinstance(self.rows, torch.Tensor):
+            order = torch.from_numpy(order).to(self.rows.device)
+        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        if not isinstance(self.rows, Pictures):
+            yield from (torch.as_tensor(self.rows[chunk]) for chunk in chunks)
             return
         for batch, reports in self.rows.decoded([chunk.tolist() for chunk in chunks], self.workers):
             self.skipped += [report for report in reports if report not in self.skipped]

@@ -4,7 +4,7 @@ python dcgan.py --imageSize 32 --niter 12 --outf out       # cartoon faces that 
 python dcgan.py --dataset folder --dataroot photos --cuda  # your own
 """
 
-import copy
+import argparse
 import math
 import platform
 import random
@@ -13,7 +13,6 @@ import sys
 import time
 
 import torch
-import torch.nn.functional as F
 import torchvision
 from tqdm import tqdm
 
@@ -27,16 +26,15 @@ from models import (
     load_discriminator,
     load_generator,
     pictures,
-    set_batch_norm_statistics,
-    weights_of,
 )
-from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid
+from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, tune
+from training import Training, default_precision, why_not_compile
 
 # What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
-FIXED += ("batch_size", "lr", "beta1", "ema", "precision", "manual_seed")
+FIXED += ("batch_size", "lr", "beta1", "ema", "manual_seed")
 # What a continued run takes from its checkpoint unless it is given again.
-KEPT = (*FIXED, "dataroot", "cache", "workers", "niter", "save_every", "log_every")
+KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every")
 DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. What was saved before is good"
 
 
@@ -72,7 +70,11 @@ def build_parser():
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
     add("--ngpu", type=count, default=1, metavar="N", help="GPUs to train on; only 1 so far [%(default)s]")
-    add("--precision", choices=("fp32", "bf16"), default="fp32", help="of the networks' arithmetic [%(default)s]")
+    add(
+        "--precision", choices=("fp32", "bf16"), help="of the networks' arithmetic [bf16 on a GPU that has it, or fp32]"
+    )
+    compiled = "compile the networks, which takes about a minute and makes steps faster [no]"
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help=compiled)
 
     add = parser.add_argument_group("run folder").add_argument
     add("--outf", default="out", metavar="DIR", help="folder of the run: pictures, weights, log [%(default)s]")
@@ -113,111 +115,6 @@ def parse_options(argv):
     except RunError as error:
         parser.error(str(error))
     return args, run, checkpoint
-
-
-def bce(logits, *, real):
-    """Binary cross-entropy of D's logits (N,) against the label real or fake: -log D or -log(1 - D), the mean, in nats.
-
-    -log sigmoid(x) = softplus(-x): exact where a sigmoid, all the more one in bfloat16, would round to 0 or 1.
-    """
-    return F.softplus(-logits.float() if real else logits.float()).mean()
-
-
-def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast):
-    """Take one step of both networks, as in the paper (section 4) and in Goodfellow et al. 2014 (algorithm 1, k = 1).
-
-    real: (N, nc, s, s) in [-1, 1]; z: (N, nz). `autocast` is entered around the forward passes. Returns a tensor of
-    MEASURES: the losses before their updates, the means of D(x), and of D(G(z)) before and after D's update.
-    """
-    # (1) Update D: maximise log D(x) + log(1 - D(G(z))). Two passes: batch norm must not mix real and fake.
-    optimizerD.zero_grad()
-    with autocast():
-        logits_real = netD.logits(real)
-        fake = netG(z)
-        logits_fake = netD.logits(fake.detach())
-    loss_D = bce(logits_real, real=True) + bce(logits_fake, real=False)
-    loss_D.backward()
-    optimizerD.step()
-
-    # (2) Update G through the updated D: maximise log D(G(z)), which does not saturate where D wins.
-    optimizerG.zero_grad()
-    netD.requires_grad_(False)  # D's own gradients are of no use here
-    with autocast():
-        logits = netD.logits(fake)
-    loss_G = bce(logits, real=True)
-    loss_G.backward()
-    netD.requires_grad_(True)
-    optimizerG.step()
-
-    with torch.no_grad():
-        D = [torch.sigmoid(x.float()).mean() for x in (logits_real, logits_fake, logits)]
-        return torch.stack([loss_D.detach(), loss_G.detach(), *D])
-
-
-class Training:
-    """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes.
-
-    lr, beta1: Adam's. ema: the average's decay, in [0, 1), 0 for none. precision: "fp32" or "bf16". seed: the noise's.
-    """
-
-    def __init__(self, netG, netD, device, *, lr, beta1, ema, precision, seed):
-        # On mps, the gradient of batch norm is wrong in channels-last (pytorch issue 175189); elsewhere it is faster.
-        self.layout = torch.contiguous_format if device.type == "mps" else torch.channels_last
-        self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
-        self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if ema else None
-        self.device, self.ema, self.steps = device, ema, 0
-        settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True}
-        self.optimizerG = torch.optim.Adam(self.netG.parameters(), **settings)
-        self.optimizerD = torch.optim.Adam(self.netD.parameters(), **settings)
-        self.noise = torch.Generator(device).manual_seed(seed)
-        self.autocast = lambda: torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
-
-    def step(self, batch):
-        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its MEASURES, a tensor on the device."""
-        real = batch.to(self.device).contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [-1, 1]
-        z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
-        measures = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, self.autocast)
-        if self.netG_ema is not None:
-            update_average(self.netG_ema, self.netG, min(self.ema, (1 + self.steps) / (10 + self.steps)))
-        self.steps += 1
-        return measures
-
-    @property
-    def shown_generator(self):
-        return self.netG if self.netG_ema is None else self.netG_ema
-
-    def refresh_statistics(self, batch_size):
-        """Give the generators true batch-norm statistics: over about 1,024 fresh latents, in batches as in training."""
-        noise = torch.Generator().manual_seed(self.steps)  # not the noise of training, which must not notice
-        z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=noise).to(self.device)
-        for name in self._networks():
-            if name != "netD":
-                set_batch_norm_statistics(getattr(self, name), z)
-
-    def _networks(self):
-        return ("netG", "netD") if self.netG_ema is None else ("netG", "netD", "netG_ema")
-
-    def state_dict(self):
-        """Return all that an exact continuation needs; `load_state_dict` takes it, on any kind of device."""
-        state = {name: weights_of(getattr(self, name)) for name in self._networks()}
-        state |= {name: getattr(self, name).state_dict() for name in ("optimizerG", "optimizerD")}
-        return state | {"noise": self.noise.get_state(), "steps": self.steps}
-
-    def load_state_dict(self, state):
-        for name in (*self._networks(), "optimizerG", "optimizerD"):
-            getattr(self, name).load_state_dict(state[name])
-        self.steps = state["steps"]
-        if self.noise.get_state().shape == state["noise"].shape:
-            self.noise.set_state(state["noise"])
-        else:  # it was saved on another kind of device
-            self.noise.manual_seed(self.noise.initial_seed() + self.steps)
-
-
-@torch.no_grad()
-def update_average(netG_ema, netG, decay):
-    """Move the averaged weights towards G's: average = decay * average + (1 - decay) * weight."""
-    for average, weight in zip(netG_ema.parameters(), netG.parameters(), strict=True):
-        average.lerp_(weight, 1 - decay)
 
 
 class StopOnSignal:
@@ -357,6 +254,17 @@ def build_networks(args):
     return netG, netD
 
 
+def build_training(args, device, netG, netD, images):
+    """Return the Training of this run over `images` pictures; without a compiler for --compile, with a warning."""
+    compiled = args.compile and not args.dry_run
+    reason = why_not_compile(device) if compiled else None
+    if reason:
+        print(f"warning: --compile: not possible here, going on without ({reason})", file=sys.stderr)
+    settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
+    settings |= {"seed": args.manual_seed, "batch_size": min(args.batch_size, images)}
+    return Training(netG, netD, device, **settings, compiled=compiled and not reason)
+
+
 def given(wanted, net, name, sizes):
     """Return `net`. Raises ModelError if one of its `sizes` is not that of `wanted`."""
     for size in sizes:
@@ -393,11 +301,14 @@ def main(argv=None):
     args, run, checkpoint = parse_options(argv)
     try:
         device = pick_device(args.cuda, args.accel)
+        tune(device)
+        args.precision = args.precision or default_precision(device)
         netG, netD = build_networks(args)
-        settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
-        training = Training(netG, netD, device, **settings, seed=args.manual_seed)
         source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
         images = load_images(*source, cache=args.cache, workers=args.workers)
+        training = build_training(args, device, netG, netD, len(images))
+        if device.type == "cuda":
+            images.keep_on(device, torch.cuda.mem_get_info(device)[0])
         epoch, step = begin(args, images, training, run, checkpoint)
         describe(args, device, images, training)
         if epoch >= args.niter:

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models import ModelError, latents, load_generator, pictures
-from runs import Parser, RunError, check_writable, number, pick_device, save_grid, write_whole
+from runs import Parser, RunError, check_writable, number, pick_device, save_grid, tune, write_whole
 
 GRID = 64  # pictures that grid.png shows at most
 
@@ -34,7 +34,8 @@ def build_parser():
 def write_png(path, picture):
     """Write a picture, uint8 (nc, s, s), nc 1 or 3."""
     image = Image.fromarray(picture.permute(1, 2, 0).squeeze(2).numpy())
-    write_whole(path, lambda file: image.save(file, "png"), sync=False)
+    # Level 4 makes files as small as the usual 6, in two thirds of the time.
+    write_whole(path, lambda file: image.save(file, "png", compress_level=4), sync=False)
 
 
 def generate(netG, num_output, manual_seed, batch_size, outf):
@@ -57,6 +58,7 @@ def main(argv=None):
     outf = Path(args.outf)
     try:
         device = pick_device(args.cuda, args.accel)
+        tune(device)
         netG = load_generator(args.load_path).to(device)
         if netG.nc not in (1, 3):
             raise ModelError(f"{args.load_path} makes pictures of {netG.nc} channels; PNG files have 1 or 3")
