@@ -345,8 +345,10 @@ class Pictures(Dataset):
     def stack(self, items):
         """Return what `decoded` yields for a list of items."""
         rows = [row for row, _ in items if row is not None]
-        none = np.empty((0, self.nc, self.image_size, self.image_size), np.uint8)
-        return torch.from_numpy(np.stack(rows) if rows else none), [why for _, why in items if why]
+        batch = np.empty((len(rows), self.nc, self.image_size, self.image_size), np.uint8)
+        for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
+            batch[i] = row
+        return torch.from_numpy(batch), [why for _, why in items if why]
 
 
 def quietly(_):

@@ -28,7 +28,7 @@ from models import (
     pictures,
 )
 from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, tune
-from training import Training, default_precision, why_not_compile
+from training import Training, default_precision, emulates_bfloat16, why_not_compile
 
 # What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
@@ -256,13 +256,12 @@ def build_networks(args):
 
 def build_training(args, device, netG, netD, images):
     """Return the Training of this run over `images` pictures; without a compiler for --compile, with a warning."""
-    compiled = args.compile and not args.dry_run
-    reason = why_not_compile(device) if compiled else None
+    reason = why_not_compile(device) if args.compile else None
     if reason:
         print(f"warning: --compile: not possible here, going on without ({reason})", file=sys.stderr)
     settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
     settings |= {"seed": args.manual_seed, "batch_size": min(args.batch_size, images)}
-    return Training(netG, netD, device, **settings, compiled=compiled and not reason)
+    return Training(netG, netD, device, **settings, compiled=args.compile and not reason)
 
 
 def given(wanted, net, name, sizes):
@@ -284,6 +283,8 @@ def describe(args, device, images, training):
         print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
+    if args.precision == "bf16" and emulates_bfloat16(device):
+        print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if len(images) < args.batch_size:
         print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
     warn_of(images.unlisted, "folders")

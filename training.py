@@ -79,6 +79,12 @@ def default_precision(device):
     return "bf16" if fast else "fp32"
 
 
+def emulates_bfloat16(device):
+    """Return whether `device` is a CPU known to have no bfloat16 arithmetic, which PyTorch then emulates, slowly."""
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.12 does not tell
+    return device.type == "cpu" and capabilities.get("avx512_bf16") is False
+
+
 def why_not_compile(device):
     """Return in one line why torch.compile does not work here, as for want of a C++ compiler; None if it does."""
     try:

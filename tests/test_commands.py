@@ -270,6 +270,23 @@ def test_longer_run_equals_an_unbroken_one(base, unbroken):
     assert changed <= {"args.json", "progress.gif"}
 
 
+def test_without_a_compiler_a_run_warns_once_and_goes_on(base, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(base / "compiled"))
+    warnings = finish(start(base / "cxx", "dcgan.py", *RUN, "--dry-run", "--compile")).splitlines()
+    assert [line for line in warnings if "compile" in line][0].startswith("warning: --compile: not possible here")
+    assert checkpoint(base / "cxx" / "out")["steps"] == 1
+
+
+def test_precision_may_change_when_a_run_goes_on(base, unbroken, capsys):
+    shutil.copytree(unbroken, base / "bf16")
+    assert here(base / "bf16", "--resume", "--niter", "4", "--precision", "bf16") == 0
+    assert "precision    bf16" in capsys.readouterr().out
+    assert here(base / "bf16", "--resume", "--niter", "5") == 0
+    assert "precision    bf16" in capsys.readouterr().out
+
+
 def test_no_cache_gives_the_same_weights(base, unbroken):
     assert here(base / "uncached", *RUN, "--cache", "none", "--niter", 1) == 0
     for role in ("netG", "netD", "netG_ema"):

@@ -610,3 +610,17 @@ def test_workers_can_be_spawned(caches):
     assert done.returncode == 0, done.stderr
     for dataset in ("folder", "lsun"):
         assert np.array_equal(np.load(f"{dataset}.npy"), np.concatenate(epoch_of(load_images(dataset, dataset, 16))))
+
+
+@pytest.mark.parametrize("start", [0, 2, 6])
+def test_pictures_kept_on_a_device_come_in_the_same_order(start):
+    rows = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), np.uint8)
+    on_disk, kept, too_large = (data.Images(rows, [], []) for _ in range(3))
+    kept.keep_on(torch.device("cpu"), 3 * rows.nbytes + 3)
+    too_large.keep_on(torch.device("cpu"), 3 * rows.nbytes)
+    assert isinstance(kept.rows, torch.Tensor)
+    assert too_large.rows is rows
+    expected = list(on_disk.batches(8, 1, 2, start))
+    assert sum(map(len, expected)) == 50 - 8 * start
+    for ours, theirs in zip(kept.batches(8, 1, 2, start), expected, strict=True):
+        assert torch.equal(ours, theirs)

@@ -2,7 +2,11 @@
 
 import copy
 import math
+import platform
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,7 +16,7 @@ import dcgan
 from dcgan import Meter, StopOnSignal
 from models import Discriminator, Generator
 from runs import RunError
-from training import Training, bce, runner, train_step, update_average
+from training import Training, bce, default_precision, runner, train_step, update_average, why_not_compile
 
 NZ, SIZE, BATCH = 10, 16, 6
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -99,6 +103,75 @@ def test_bfloat16_stays_close_to_float32():
     assert statistics["bf16"].isfinite().all()
     assert not torch.equal(statistics["bf16"], statistics["fp32"])
     torch.testing.assert_close(statistics["bf16"], statistics["fp32"], rtol=0.1, atol=0.05)
+
+
+@pytest.mark.slow
+def test_compiled_steps_are_close_to_plain_ones():
+    if why_not_compile(torch.device("cpu")):
+        pytest.skip("needs a C++ compiler")
+    nets = [networks(), networks()]
+    settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.9, "precision": "fp32", "seed": 7, "batch_size": BATCH}
+    plain, fast = (
+        Training(*net, torch.device("cpu"), **settings, compiled=compiled)
+        for net, compiled in zip(nets, (False, True), strict=True)
+    )
+    for batch in [*batches(3), *batches(1, size=2), *batches(2, seed=4)]:
+        torch.testing.assert_close(fast.step(batch), plain.step(batch), rtol=1e-4, atol=1e-4)
+    for name in ("netG", "netD"):
+        for ours, theirs in zip(getattr(fast, name).parameters(), getattr(plain, name).parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=0, atol=4 * 0.0002)  # Adam turns tiny gradients into whole lr
+    torch.testing.assert_close(fast.step(batches(1)[0])[0], plain.step(batches(1)[0])[0], rtol=1e-3, atol=1e-3)
+
+
+def test_gradients_of_d_and_g_are_their_own():
+    """G's step leaves D's gradients as D's update made them, and D's update gives G none."""
+    netG, netD = networks()
+    adams = [torch.optim.Adam(net.parameters(), lr=0.0, fused=True) for net in (netG, netD)]
+    real, z = torch.rand(BATCH, 3, SIZE, SIZE) * 2 - 1, torch.randn(BATCH, NZ)
+    for _ in range(2):  # a second step finds D as the first left it
+        train_step(netG, netD, *adams, real, z, runner(torch.device("cpu"), "fp32"))
+        ours = [p.grad.clone() for p in (*netG.parameters(), *netD.parameters())]
+        netD.requires_grad_(True)
+        loss_D = bce(netD.logits(real), real=True) + bce(netD.logits(netG(z).detach()), real=False)
+        loss_G = bce(netD.logits(netG(z)), real=True)  # lr 0: the updated D is the same
+        expected = [*torch.autograd.grad(loss_G, netG.parameters()), *torch.autograd.grad(loss_D, netD.parameters())]
+        torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_state_of_another_device_keeps_this_ones_way():
+    """A checkpoint of a GPU says that its Adam may be captured, which no CPU's can."""
+    run, state = training(), copy.deepcopy(training().state_dict())
+    for name in ("optimizerG", "optimizerD"):
+        state[name]["param_groups"][0]["capturable"] = True
+    run.load_state_dict(state)
+    assert run.step(batches(1)[0]).isfinite().all()
+
+
+def test_default_precision_of_a_cpu():
+    assert default_precision(torch.device("cpu")) == "fp32"
+
+
+FAULTS = """
+import resource, torch, runs, training, models
+if {tuned}:
+    runs.tune(torch.device("cpu"))
+nets = models.Generator(image_size=32), models.Discriminator(image_size=32)
+run = training.Training(*nets, torch.device("cpu"), lr=1e-4, beta1=0.5, ema=0, precision="fp32", seed=0)
+batch = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
+counts = [run.step(batch) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(5)]
+print(counts[-1] - counts[-2])
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives buffers back")
+def test_freed_buffers_are_kept():
+    """A step takes thousands of new pages from the system, unless freed buffers are kept."""
+    root = Path(__file__).parent.parent
+    faults = {
+        tuned: int(subprocess.check_output([sys.executable, "-c", FAULTS.format(tuned=tuned)], cwd=root, text=True))
+        for tuned in (False, True)
+    }
+    assert faults[True] < faults[False] / 10
 
 
 def test_last_batch_of_one_is_finite():
