@@ -7,15 +7,19 @@
 
 import bisect
 import contextlib
+import errno
 import functools
 import hashlib
 import io
 import itertools
 import json
+import math
 import os
 import shutil
 import signal
+import stat
 import sys
+import warnings
 import zipfile
 from pathlib import Path
 from random import Random
@@ -29,6 +33,7 @@ from tqdm import tqdm
 
 CHUNK = 64 * 64 * 64  # pixels that a process prepares before it hands them over, in a memory that may be small
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+MOST_BYTES = 2**29  # of a picture's file; with Pillow's limit of 89 million pixels, a process takes less than 2 GB
 # Raise it when `prepare` or `draw_cartoon` changes: what was cached before is then not taken for what they make now.
 PREPARATION = 1
 
@@ -106,7 +111,13 @@ class Files(Source):
         return len(self.names)
 
     def __getitem__(self, i):
-        return Image.open(os.path.join(self.root, self.names[i]))
+        path = os.path.join(self.root, self.names[i])
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for, a device read for ever
+            raise ValueError("not a file")
+        if status.st_size > MOST_BYTES:
+            raise ValueError(f"more than {MOST_BYTES >> 20} MB")
+        return Image.open(path)
 
     def name(self, i):
         return self.names[i]
@@ -207,7 +218,8 @@ def open_celeba(dataroot, image_size, classes):
         )
     files = Files(found)
     if len(files) != 202_599:
-        print(f"note: CelebA has 202,599 pictures; {found} holds {len(files):,}")
+        again = "; delete it to have it unpacked again" if Path(f"{found}.zip").is_file() else ""
+        print(f"note: CelebA has 202,599 pictures; {found} holds {len(files):,}{again}")
     return files
 
 
@@ -226,21 +238,23 @@ def find_celeba(root):
 
 def unpack(archive, folder):
     """Unpack the .jpg files of a zip archive flat into `folder`, which is then there whole or not at all; return it."""
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}")
+    partial = folder.with_name(f".{folder.name}.part")
     try:
-        with zipfile.ZipFile(archive) as zipped:
-            partial.mkdir(parents=True)
+        with locked(folder.with_name(f".{folder.name}.lock")), zipfile.ZipFile(archive) as zipped:
+            if folder.is_dir():  # another process has done it meanwhile
+                return folder
+            shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+            partial.mkdir()
             members = [m for m in zipped.infolist() if m.filename.lower().endswith(".jpg") and not m.is_dir()]
             for member in tqdm(members, desc=f"unpacking {archive.name}", unit="img", disable=None):
                 # The last part of a name cannot lead out of the folder.
                 target = partial / member.filename.replace("\\", "/").rsplit("/", 1)[-1]
                 with zipped.open(member) as packed, open(target, "wb") as file:
                     shutil.copyfileobj(packed, file)
-        partial.rename(folder)
+            partial.rename(folder)
     except Exception as error:  # a damaged archive, one with a password, a full disk
-        raise DataError(f"{archive} could not be unpacked: {one_line(error)}") from None
-    finally:
         shutil.rmtree(partial, ignore_errors=True)
+        raise DataError(f"{archive} could not be unpacked: {one_line(error)}") from None
     return folder
 
 
@@ -321,13 +335,16 @@ class Pictures(Dataset):
 
     def __init__(self, source, image_size, nc):
         self.source, self.image_size, self.nc = source, image_size, nc
+        self.shape = (nc, image_size, image_size)
 
     def __len__(self):
         return len(self.source)
 
     def __getitem__(self, i):
         try:
-            return prepare(self.source[i], self.image_size, self.nc), None
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture too large to decode safely
+                return prepare(self.source[i], self.image_size, self.nc), None
         except Exception as error:  # a broken picture can make its decoder raise anything
             return None, f"{self.source.name(i)} ({one_line(error)})"
 
@@ -338,14 +355,16 @@ class Pictures(Dataset):
         try:
             yield from DataLoader(self, batch_sampler=chunks, **options)
         except RuntimeError as error:  # one of its processes was killed
-            raise DataError(f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes") from None
+            raise ChildProcessError(
+                f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes"
+            ) from None
         finally:
             self.source.release()
 
     def stack(self, items):
         """Return what `decoded` yields for a list of items."""
         rows = [row for row, _ in items if row is not None]
-        batch = np.empty((len(rows), self.nc, self.image_size, self.image_size), np.uint8)
+        batch = np.empty((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
             batch[i] = row
         return torch.from_numpy(batch), [why for _, why in items if why]
@@ -391,8 +410,10 @@ class Images:
         if not isinstance(self.rows, Pictures):
             yield from (torch.as_tensor(self.rows[chunk]) for chunk in chunks)
             return
+        known = set(self.skipped)
         for batch, reports in self.rows.decoded([chunk.tolist() for chunk in chunks], self.workers):
-            self.skipped += [report for report in reports if report not in self.skipped]
+            self.skipped += [report for report in reports if report not in known]
+            known.update(reports)
             check_skipped(self.skipped, len(self))
             yield batch
 
@@ -401,7 +422,8 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     """Return the Images of a data set, one of SOURCES, prepared at image_size in nc channels (3 RGB, 1 grey).
 
     cache: the folder that keeps the prepared array, made at the first call (None: the user's cache folder), or "none":
-    pictures are decoded at every use. workers: processes that decode. Raises DataError if the pictures cannot be had.
+    pictures are decoded at every use. workers: processes that decode. Raises DataError if the pictures cannot be had,
+    OSError if preparing them fails on the way.
     """
     if dataset not in SOURCES:
         raise DataError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
@@ -413,10 +435,9 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
     name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-    shape = (nc, image_size, image_size)
-    if read_cached(path, shape) is None:
+    if read_cached(path, pictures.shape) is None:
         build_cache(pictures, path, workers)
-    return Images(*read_cached(path, shape), unlisted)
+    return Images(*read_cached(path, pictures.shape), unlisted)
 
 
 def cache_folder():
@@ -437,14 +458,30 @@ def read_cached(path, shape):
 
 def build_cache(pictures, path, workers):
     """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with locked(path.with_name(f".{path.stem}.lock")):
+            for left_over in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
+                left_over.unlink()
+            if read_cached(path, pictures.shape) is None:  # else another process has made it meanwhile
+                write_cache(pictures, path, workers)
+    except OSError as error:
+        if isinstance(error, ChildProcessError):
+            raise
+        message = f"--cache {path.parent}: {one_line(error)}; name another folder there, or none"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # it failed on the way
+            raise OSError(message) from None
+        raise DataError(message) from None
+
+
+def write_cache(pictures, path, workers):
     total, skipped, count = len(pictures), [], 0
-    size = total * pictures.nc * pictures.image_size**2 / 1e6
+    size = total * math.prod(pictures.shape) / 1e6
     print(f"preparing {total:,} pictures, once, into {path} ({size:,.0f} MB)")
     chunk = max(1, CHUNK // pictures.image_size**2)
     chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
-    partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}") for kind in (".npy", ".json"))
+    partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}.part") for kind in (".npy", ".json"))
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
             write_header(file, total, pictures)
             for batch, reports in pictures.decoded(chunks, workers):
@@ -460,17 +497,32 @@ def build_cache(pictures, path, workers):
         partial_json.write_text(json.dumps(skipped), encoding="utf-8")
         os.replace(partial_json, path.with_suffix(".json"))
         os.replace(partial, path)
-    except OSError as error:
-        raise DataError(f"--cache {path.parent}: {one_line(error)}; name another folder there, or none") from None
     finally:
         for left_over in (partial, partial_json):
             with contextlib.suppress(OSError):
                 left_over.unlink()
 
 
+@contextlib.contextmanager
+def locked(path):
+    """Wait until no other process has the lock file `path`, and hold it; the lock dies with its holder."""
+    try:
+        import fcntl
+    except ImportError:  # Windows has none; there, two processes do the same work twice
+        yield
+        return
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process, which has {path}", file=sys.stderr)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 def write_header(file, count, pictures):
-    shape = (count, pictures.nc, pictures.image_size, pictures.image_size)
-    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pictures.shape)}
+    np.lib.format.write_array_header_1_0(file, header)
 
 
 def check_skipped(skipped, total):
@@ -483,10 +535,10 @@ def check_skipped(skipped, total):
 def stamp(path):
     """Return (size in bytes, time of the last change in ns) of a file; nothing for one that is not there."""
     try:
-        stat = os.stat(path)
+        status = os.stat(path)
     except OSError:
         return ()
-    return stat.st_size, stat.st_mtime_ns
+    return status.st_size, status.st_mtime_ns
 
 
 def one_line(error):

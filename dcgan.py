@@ -35,6 +35,7 @@ FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "manual_seed")
 # What a continued run takes from its checkpoint unless it is given again.
 KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every")
+HINT_STEPS = 500  # so many steps D must win in a row for a hint
 DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. What was saved before is good"
 
 
@@ -164,7 +165,7 @@ def train(args, images, training, run, epoch, step):
     steps_per_epoch = math.ceil(len(images) / args.batch_size)
     seen = epoch * len(images) + step * args.batch_size
     bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=None, dynamic_ncols=True)
-    stopped = False
+    stopped = hinted = False
     with StopOnSignal() as stop, bar:
         while epoch < args.niter and not stopped:
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
@@ -177,10 +178,11 @@ def train(args, images, training, run, epoch, step):
                 stopped = bool(stop.received) or args.dry_run
                 if meter.steps and (stopped or step % args.log_every == 0 or step == steps_per_epoch):
                     log(bar, run, meter, epoch, training.steps, seen)
+                    hinted = hinted or hint_if_D_wins(run.rows[-HINT_STEPS:])
                     meter = Meter()
                 if stopped:
                     break
-            warn_of(images.skipped[known:], "pictures")
+            report(run, images, known)
             whole = step == steps_per_epoch or args.dry_run  # an epoch to show and to keep
             if step == steps_per_epoch:
                 epoch, step = epoch + 1, 0
@@ -203,6 +205,21 @@ def log(bar, run, meter, epoch, steps, seen):
     run.add_row({"epoch": epoch, "step": steps, "images": seen} | means)
     text = "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}"
     bar.set_postfix_str(text.format(**means))
+
+
+def hint_if_D_wins(rows):
+    """Say what helps, and return True, if D has won the last HINT_STEPS steps of the log's rows, and G's loss grows."""
+    rows = [row for row in rows if row["step"] > rows[-1]["step"] - HINT_STEPS]
+    middle = len(rows) // 2
+    wins = rows[-1]["step"] - rows[0]["step"] >= 0.8 * HINT_STEPS and all(row["D_G_z1"] < 0.02 for row in rows)
+    if not wins or sum(r["loss_G"] for r in rows[-middle:]) <= sum(r["loss_G"] for r in rows[:middle]):
+        return False
+    tqdm.write(
+        f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D tells all of G's pictures from"
+        " real ones, and G learns little. More pictures help, a smaller --ndf, or a smaller --lr",
+        sys.stderr,
+    )
+    return True
 
 
 def summary(run, epoch, niter):
@@ -287,17 +304,21 @@ def describe(args, device, images, training):
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if len(images) < args.batch_size:
         print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
-    warn_of(images.unlisted, "folders")
-    warn_of(images.skipped, "pictures")
 
 
-def warn_of(reports, what):
-    if reports:
-        names = ", ".join(reports[:3]) + (", ..." if len(reports) > 3 else "")
-        tqdm.write(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", sys.stderr)
+def report(run, images, known=None):
+    """Warn of pictures and folders that were left out, or only of pictures beyond the first `known`; list them all."""
+    new = {"pictures": images.skipped[known:], "folders": images.unlisted if known is None else []}
+    for what, reports in new.items():
+        if reports:
+            names = ", ".join(reports[:3]) + (f", ...; all are in {run.skipped}" if len(reports) > 3 else "")
+            tqdm.write(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", sys.stderr)
+    if any(new.values()):
+        run.save_skipped(images.unlisted + images.skipped)
 
 
 def main(argv=None):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training begins: tidy up and go
     args, run, checkpoint = parse_options(argv)
     try:
@@ -312,6 +333,7 @@ def main(argv=None):
             images.keep_on(device, torch.cuda.mem_get_info(device)[0])
         epoch, step = begin(args, images, training, run, checkpoint)
         describe(args, device, images, training)
+        report(run, images)
         if epoch >= args.niter:
             print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
         elif checkpoint:
@@ -322,12 +344,14 @@ def main(argv=None):
         return refuse(error, 1)
     except KeyboardInterrupt:
         return refuse("interrupted before training began", 130)
+    except RuntimeError as error:
+        return refuse_for_memory(error, args, device)
     try:
         return train(args, images, training, run, epoch, step)
     except (DataError, RunError, OSError) as error:
         return refuse(error, 1)
-    except torch.OutOfMemoryError:
-        return refuse(f"{device} has too little memory for --batchSize {args.batch_size}; a smaller one needs less", 1)
+    except RuntimeError as error:
+        return refuse_for_memory(error, args, device)
 
 
 def begin(args, images, training, run, checkpoint):
@@ -335,7 +359,10 @@ def begin(args, images, training, run, checkpoint):
     if checkpoint:
         if checkpoint["pictures"] != len(images):
             raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
-        training.load_state_dict(checkpoint)
+        try:
+            training.load_state_dict(checkpoint)
+        except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # whatever is not as it was saved
+            raise RunError(f"--resume: the checkpoint in {run.path} is not one of these networks") from None
     run.open(checkpoint)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     run.save_settings(vars(args) | {"versions": versions})
@@ -350,6 +377,13 @@ def begin(args, images, training, run, checkpoint):
 def refuse(error, code):
     print(f"dcgan.py: {error}", file=sys.stderr)
     return code
+
+
+def refuse_for_memory(error, args, device):
+    """Refuse what the device's memory is too small for; raise every other RuntimeError on."""
+    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # CUDA's, the CPU's
+        raise error
+    return refuse(f"{device} has too little memory for --batchSize {args.batch_size}; a smaller one needs less", 1)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,7 @@ def generate(netG, num_output, manual_seed, batch_size, outf):
 
 
 def main(argv=None):
+    sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
     parser = build_parser()
     args = parser.parse_args(argv)
     outf = Path(args.outf)

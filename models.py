@@ -8,6 +8,7 @@ import argparse
 import contextlib
 import itertools
 import re
+import zipfile
 from pathlib import Path
 
 import torch
@@ -195,6 +196,10 @@ def load_network(kind, path, average):
     if path.is_dir():
         path = newest_weights(path, "netG" if kind is Generator else "netD", average)
     candidates = list(state_dicts(read_file(path)))
+    size = path.stat().st_size
+    for _, state in candidates:
+        if sum(t.numel() * t.element_size() for t in state.values()) > size:  # views can be of any size
+            raise ModelError(f"{path} claims to hold larger weights than fit into its {size:,} bytes")
     fitting = [(("ema" in name.lower()) == average, fit(kind, state)) for name, state in candidates]
     preferred = max((match for match in fitting if match[1]), key=lambda match: match[0], default=None)
     if not preferred:
@@ -228,10 +233,16 @@ def newest_weights(folder, role, average):
 
 
 def read_file(path):
-    """Return what torch.save wrote to `path`, on the CPU; runs no code from the file. Raises ModelError, one line."""
+    """Return what torch.save wrote to `path`, on the CPU. Raises ModelError, one line.
+
+    It runs no code from the file, takes memory only for what is in it, and finds every changed byte of a tensor.
+    """
     try:
+        check_archive(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # settings are often saved beside the weights
             return torch.load(path, map_location="cpu", weights_only=True)
+    except ModelError:
+        raise
     except FileNotFoundError:
         raise ModelError(f"{path}: there is no such file") from None
     except (PermissionError, IsADirectoryError) as error:
@@ -244,11 +255,24 @@ def read_file(path):
         raise ModelError(f"{path} cannot be read as weights: {why}") from None
 
 
-def state_dicts(tree, name=""):
-    """Yield (name, state dict) for every dictionary in `tree`, however deep, that has convolution weights in it."""
-    if not isinstance(tree, dict):
+def check_archive(path):
+    """Raise ModelError if `path` is a zip archive, as torch.save writes, with packed or damaged parts."""
+    if not zipfile.is_zipfile(path):  # an older file, which has no checksums; or none of torch's
         return
-    tensors = {str(key): value for key, value in tree.items() if isinstance(value, torch.Tensor)}
+    with zipfile.ZipFile(path) as archive:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):  # could unpack to any size
+            raise ModelError(f"{path} cannot be read as weights: its parts are packed, which torch.save never does")
+        damaged = archive.testzip()
+        if damaged:
+            raise ModelError(f"{path} is damaged: {damaged} in it is not what was written")
+
+
+def state_dicts(tree, name="", above=()):
+    """Yield (name, state dict) for every dictionary in `tree`, however deep, that has convolution weights in it."""
+    if not isinstance(tree, dict) or len(above) > 20 or any(tree is other for other in above):
+        return
+    plain = {str(key): t for key, t in tree.items() if isinstance(t, torch.Tensor) and t.layout == torch.strided}
+    tensors = {key: t for key, t in plain.items() if t.device.type == "cpu"}  # not one without contents
     if any(t.dim() == 4 for t in tensors.values()):
         yield name, tensors
         parts = {}
@@ -257,7 +281,7 @@ def state_dicts(tree, name=""):
         if all(any(t.dim() == 4 for t in part.values()) for part in parts.values()):  # both networks in one dictionary
             yield from ((f"{name}.{part}", state) for part, state in parts.items())
     for key, value in tree.items():
-        yield from state_dicts(value, f"{name}.{key}")
+        yield from state_dicts(value, f"{name}.{key}", (*above, tree))
 
 
 def layers_of(state):

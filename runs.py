@@ -4,6 +4,8 @@ import argparse
 import contextlib
 import csv
 import ctypes
+import errno
+import io
 import json
 import math
 import os
@@ -85,26 +87,43 @@ def tune(device):
 def write_whole(path, write, sync=True, keep=None):
     """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError.
 
-    sync: make sure that it is on the disk, which takes a while. keep: where the file that was there goes.
+    sync: make sure that it is on the disk and reads as it was written, which takes a while. keep: where the file that
+    was there goes.
     """
-    path = Path(path)
+    path, content = Path(path), io.BytesIO()
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    write(content)
     try:
         with open(partial, "wb") as file:
-            write(file)
+            file.write(content.getbuffer())
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
+        if sync and partial.read_bytes() != content.getbuffer():
+            raise OSError(errno.EIO, "it does not read as it was written")
         if keep and path.exists():
             os.replace(path, keep)
         os.replace(partial, path)
+        if sync:
+            sync_folder(path.parent)
     except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if not isinstance(error, OSError | RuntimeError):  # torch.save turns a full disk into a RuntimeError
-            raise
-        why = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise RunError(f"{path} could not be written ({why}); the files saved before it are whole") from None
+        if isinstance(error, OSError):
+            raise RunError(
+                f"{path} could not be written ({error.strerror}); the files saved before it are whole"
+            ) from None
+        raise
+
+
+def sync_folder(folder):
+    """Make sure that the names in `folder` are on the disk as well as the files."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open one
+        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(opened)
+        finally:
+            os.close(opened)
 
 
 def save_grid(path, pictures):
@@ -125,6 +144,7 @@ class RunFolder:
     def __init__(self, path):
         self.path, self.rows, self.log, self.lock = Path(path), [], None, None
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
+        self.skipped = self.path / "skipped.txt"
         self.newest_is_good = True
 
     def check_free(self, resume):
@@ -173,7 +193,7 @@ class RunFolder:
         """Raise RunError if another run has been here while this one prepared its pictures, before it had the lock."""
         if resumed is None:
             self.check_free(resume=False)
-        elif self.load_checkpoint()["steps"] != resumed["steps"]:
+        elif (self.load_checkpoint() or {}).get("steps") != resumed["steps"]:
             raise RunError(f"--outf {self.path}: another run went on with this one meanwhile; start again")
 
     def _take_lock(self):
@@ -195,6 +215,12 @@ class RunFolder:
     def save_settings(self, settings):
         text = json.dumps(settings, indent=2) + "\n"
         write_whole(self.path / "args.json", lambda file: file.write(text.encode()))
+
+    def save_skipped(self, reports):
+        """Write skipped.txt, a line for each picture or folder that was left out, if there are any."""
+        if reports:
+            text = "\n".join([*reports, ""]).encode(errors="surrogateescape")  # names as they are on the disk
+            write_whole(self.skipped, lambda file: file.write(text))
 
     def save_weights(self, name, weights):
         write_whole(self.path / f"{name}.pth", lambda file: torch.save(weights, file))

@@ -214,6 +214,10 @@ class Training:
     def load_state_dict(self, state):
         for name in (*self._networks(), "optimizerG", "optimizerD"):
             getattr(self, name).load_state_dict(state[name])
+        for optimizer in (self.optimizerG, self.optimizerD):
+            for weight, moments in optimizer.state.items():
+                if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape:
+                    raise ValueError("an optimizer's moments are not of its weights' shape")
         for group in self.optimizerG.param_groups + self.optimizerD.param_groups:
             group["capturable"] = self.capturable  # that of another kind of device came with the state
         self.whole_step = self._captured()  # what was captured holds the optimizers' old tensors

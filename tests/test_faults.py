@@ -1,0 +1,485 @@
+"""Faults caused for real: processes killed, disks filled, files damaged or made to do harm. What must survive, does."""
+
+import os
+import random
+import resource
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_commands import RUN, SMALL, assert_same_run, checkpoint, files, finish, hashes, here, start, wait_for
+from test_data import write
+from test_models import randomised
+
+import dcgan
+from data import load_images
+from models import Generator, ModelError, load_generator, read_file
+from runs import RunError, RunFolder, write_whole
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="causes faults as Linux has them")
+ROOT = Path(__file__).parents[1]
+FOLDER = SMALL.replace("fake", "folder").split()
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory):
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="module")
+def unbroken(base):
+    """The folder of a run that was never stopped; tests leave it as it is."""
+    finish(start(base / "unbroken", "dcgan.py", *RUN))
+    return base / "unbroken" / "out"
+
+
+def children(pid):
+    """Return the process ids of a process's children."""
+    try:
+        return [
+            int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
+        ]
+    except OSError:  # it has ended
+        return []
+    return [int(child) for text in lists for child in text.split()]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
+def streaming(folder, count=64, cache="none"):
+    """Return the options of a run in `folder` on `count` pictures, which two processes decode."""
+    write(folder.parent / "photos", *(f"{i:03d}.png" for i in range(count)))
+    options = f"--dataroot ../photos --batchSize 8 --manualSeed 3 --cache {cache} --workers 2 --log-every 4"
+    return [*FOLDER, *options.split()]
+
+
+# Saving
+
+
+def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
+    before = os.umask(0o027)
+    try:
+        write_whole(tmp_path / "a", lambda file: file.write(b"abc"))
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == 0o640
+    assert (tmp_path / "a").read_bytes() == b"abc"
+
+
+def test_what_does_not_read_as_it_was_written_takes_no_files_place(tmp_path, monkeypatch):
+    (tmp_path / "a").write_bytes(b"old")
+    monkeypatch.setattr(os, "fsync", lambda descriptor: os.pwrite(descriptor, b"X", 1))  # a disk that loses a byte
+    with pytest.raises(RunError, match="a could not be written .it does not read"):
+        write_whole(tmp_path / "a", lambda file: file.write(b"new"))
+    assert {path.name: path.read_bytes() for path in files(tmp_path)} == {"a": b"old"}
+
+
+def test_every_flipped_byte_of_a_checkpoint_is_found_or_does_no_harm(unbroken, tmp_path):
+    content = bytearray((unbroken / "checkpoint.pth").read_bytes())
+    whole, path = read_file(unbroken / "checkpoint.pth"), tmp_path / "flipped.pth"
+    found, places = 0, random.Random(0).sample(range(len(content)), 300)
+    for place in [*places, *range(64), *range(len(content) - 64, len(content))]:
+        content[place] ^= 0xFF
+        path.write_bytes(content)
+        content[place] ^= 0xFF
+        try:
+            state = read_file(path)
+        except ModelError:
+            found += 1
+        else:  # a byte of padding, or of what no reader looks at
+            assert set(state) == set(whole)
+            for name in ("netG", "netD", "netG_ema"):
+                assert all(torch.equal(state[name][key], t) for key, t in whole[name].items())
+    assert found > 200
+
+
+def test_a_run_goes_on_from_the_save_before_a_flipped_byte(base, unbroken, capsys):
+    folder = shutil.copytree(unbroken, base / "flipped" / "out")
+    content = bytearray((folder / "checkpoint.pth").read_bytes())
+    with zipfile.ZipFile(folder / "checkpoint.pth") as archive:
+        tensor = max(archive.infolist(), key=lambda part: part.file_size)
+    content[tensor.header_offset + tensor.file_size // 2] ^= 1  # in the middle of the largest tensor
+    (folder / "checkpoint.pth").write_bytes(content)
+    assert here(folder, "--resume") == 0
+    assert "is not what was written" in capsys.readouterr().err
+    assert_same_run(folder, unbroken)
+
+
+def test_a_full_disk_leaves_every_file_whole(base, unbroken):
+    """In a file system of 1 MB, which a run fills at its first saves."""
+    folder = base / "full"
+    folder.mkdir()
+    train = [
+        sys.executable,
+        str(ROOT / "dcgan.py"),
+        *RUN,
+        "--cache",
+        str(base / "cache" / "dcgan"),
+        "--outf",
+        "small/out",
+    ]
+    script = (
+        "mkdir small && mount -t tmpfs -o size=1m tmpfs small || exit 77\n"
+        '"$@" 2>errors; echo $? >code; cp -r small/out kept; umount small'
+    )
+    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *train], cwd=folder, capture_output=True)
+    if done.returncode == 77 or not (folder / "code").exists():
+        pytest.skip("may not mount a file system here")
+    errors = (folder / "errors").read_text()
+    assert (folder / "code").read_text() == "1\n"
+    assert errors.splitlines()[-1].endswith("(No space left on device); the files saved before it are whole")
+    assert "Traceback" not in errors
+    assert list((folder / "kept").glob(".*.part")) == []
+    for path in (folder / "kept").glob("*.pth"):
+        read_file(path)
+    for path in (folder / "kept").glob("*.png"):
+        Image.open(path).load()
+    shutil.move(folder / "kept", folder / "out")
+    finish(start(folder, "dcgan.py", *RUN, "--resume"))
+    assert_same_run(folder / "out", unbroken)
+
+
+@pytest.mark.parametrize(("limit", "where"), [(1_000, "--cache"), (40_000, "could not be written")])
+def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, limit, where):
+    """First of the prepared pictures, then, when they are there, of the checkpoint."""
+    if limit > 1_000:
+        finish(start(tmp_path, "dcgan.py", *RUN, "--dry-run"))
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path.parent / "cache"), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, ROOT / "dcgan.py", *RUN, *(["--imageSize", "20"] if limit == 1_000 else [])],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert where in done.stderr.splitlines()[-1]
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.rglob(".*.part")) == list((tmp_path.parent / "cache").rglob(".*.part")) == []
+
+
+# Processes
+
+
+def test_what_a_killed_run_left_half_written_is_cleaned_up(base, unbroken):
+    folder = shutil.copytree(unbroken, base / "left" / "out")
+    for name in (".checkpoint.pth.4242.part", ".losses.png.7.part"):
+        (folder / name).write_bytes(b"half")
+    assert here(folder, "--resume", "--niter", "4") == 0
+    assert list(folder.glob(".*.part")) == []
+
+
+def test_a_killed_preparation_leaves_nothing_for_long(tmp_path):
+    write(tmp_path / "photos", *(f"{i:03d}.png" for i in range(300)))
+    options = [*FOLDER, "--dataroot", "../photos", "--workers", "0", "--dry-run"]
+    process = start(tmp_path / "run", "dcgan.py", *options)
+    wait_for(lambda: list((tmp_path / "cache").rglob(".*.part")), process)
+    process.kill()
+    process.communicate()
+    left = list((tmp_path / "cache").rglob(".*.part"))
+    assert not (tmp_path / "run" / "out").exists()
+    finish(start(tmp_path / "run", "dcgan.py", *options))
+    assert len(left) <= 2
+    assert list((tmp_path / "cache").rglob(".*.part")) == []
+
+
+def test_pictures_are_prepared_once_by_runs_that_start_together(tmp_path):
+    write(tmp_path / "photos", *(f"{i:03d}.png" for i in range(200)))
+    options = [*FOLDER, "--dataroot", "../photos", "--workers", "0", "--dry-run"]
+    processes = [start(tmp_path / f"run{i}", "dcgan.py", *options) for i in range(3)]
+    outputs = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], outputs
+    assert sum("preparing 200 pictures" in output for output, _ in outputs) == 1
+    assert len(list((tmp_path / "cache" / "dcgan").glob("*.npy"))) == 1
+
+
+def test_a_second_interrupt_leaves_at_once_with_files_intact(base, unbroken):
+    process = start(base / "twice", "dcgan.py", *RUN, "--niter", "500")
+    wait_for((base / "twice" / "out" / "netG_epoch_1.pth").exists, process)
+    process.send_signal(signal.SIGSTOP)  # so that both are there before it looks
+    process.send_signal(signal.SIGINT)
+    process.send_signal(signal.SIGCONT)
+    for _ in range(50):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.002)
+    process.communicate(timeout=60)
+    assert process.returncode in (130, -signal.SIGINT)
+    for path in (base / "twice" / "out").glob("*.pth"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("cache", ["none", "kept"])
+def test_a_killed_decoding_process_ends_the_run_with_a_line(tmp_path, cache):
+    options = streaming(tmp_path / "run", 4_000, cache)
+    process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "1000")
+    wait_for(lambda: len(children(process.pid)) >= 2, process)
+    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    errors = finish(process, 1)
+    assert "dcgan.py: decoding pictures failed" in errors
+    assert list(tmp_path.rglob(".*.part")) == []
+
+
+def test_a_killed_run_leaves_no_processes(tmp_path):
+    process = start(tmp_path / "run", "dcgan.py", *streaming(tmp_path / "run", 500), "--niter", "1000")
+    wait_for(lambda: len(children(process.pid)) >= 2, process)
+    workers = children(process.pid)
+    process.kill()
+    process.communicate()
+    for _ in range(1_000):
+        if not any(map(alive, workers)):
+            break
+        time.sleep(0.02)
+    assert not any(map(alive, workers))
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(base, tmp_path, name):
+    options = streaming(tmp_path / "run")
+    finish(start(tmp_path / "whole", "dcgan.py", *options, "--niter", "6"))
+    process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "6")
+    log = tmp_path / "run" / "out" / "log.csv"
+    wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 2, process)
+    process.send_signal(getattr(signal, name))
+    assert f"{name}: saved in out" in finish(process, 128 + getattr(signal, name))
+    assert checkpoint(tmp_path / "run" / "out")["steps"] < 48
+    finish(start(tmp_path / "run", "dcgan.py", *options, "--niter", "6", "--resume"))
+    assert_same_run(tmp_path / "run" / "out", tmp_path / "whole" / "out")
+
+
+@pytest.mark.slow
+def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path, capsys):
+    options, draw = (*RUN, "--niter", "60", "--log-every", "5"), random.Random(int(time.time()))
+    finish(start(tmp_path / "whole", "dcgan.py", *options))
+    out, kills, continued = tmp_path / "run" / "out", 0, 0
+    while True:
+        before = checkpoint(out)["steps"] if (out / "checkpoint.pth").exists() else -1
+        process = start(tmp_path / "run", "dcgan.py", *options, "--resume")
+        if kills < 100:
+            time.sleep(draw.uniform(2, 9))  # the first seconds go by with imports
+            if process.poll() is None:
+                process.kill()
+                kills += 1
+        process.communicate()
+        assert process.returncode in (0, -signal.SIGKILL)
+        continued += (checkpoint(out)["steps"] if (out / "checkpoint.pth").exists() else -1) > before
+        if process.returncode == 0:
+            break
+    assert_same_run(out, tmp_path / "whole" / "out")
+    for name in ("netG_epoch_59.pth", "netD_epoch_59.pth", "netG_ema_epoch_59.pth", "fake_samples_epoch_059.png"):
+        assert hashes(out)[name] == hashes(tmp_path / "whole" / "out")[name]
+    with capsys.disabled():
+        print(f"\n{kills} kills, {continued} lives that came further, every byte of the result the same")
+
+
+# Diverging
+
+
+def rows_of(steps, D_G_z1, loss_G):
+    return [{"step": s, "D_G_z1": D_G_z1, "loss_G": loss_G(s)} for s in range(10, steps + 1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wins"),
+    [
+        (rows_of(2000, 0.01, lambda step: step), True),
+        (rows_of(2000, 0.03, lambda step: step), False),  # D is not sure
+        (rows_of(2000, 0.01, lambda step: -step), False),  # G recovers
+        (rows_of(300, 0.01, lambda step: step), False),  # too soon
+        (rows_of(2000, 0.01, lambda step: step)[-1:], False),
+    ],
+)
+def test_a_hint_where_d_wins_for_good(rows, wins, capsys):
+    assert dcgan.hint_if_D_wins(rows) == wins
+    assert capsys.readouterr().err.count("hint: ") == wins
+
+
+def test_the_hint_comes_once(tmp_path, capsys, monkeypatch):
+    """G cannot move, D learns to tell its pictures from one colour: D wins."""
+    monkeypatch.setattr(dcgan, "HINT_STEPS", 60)
+    for i in range(16):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.new("RGB", (16, 16), (255, i, 0)).save(tmp_path / "in" / f"{i}.png")
+    build = dcgan.build_training
+
+    def with_a_helpless_generator(*arguments):
+        training = build(*arguments)
+        training.optimizerG.param_groups[0]["lr"] = 0.0
+        return training
+
+    monkeypatch.setattr(dcgan, "build_training", with_a_helpless_generator)
+    options = f"--dataroot {tmp_path / 'in'} --batchSize 8 --niter 200 --lr 0.002 --save-every 200 --log-every 5".split()
+    assert here(tmp_path / "out", *FOLDER, *options, "--manualSeed", "1") == 0
+    assert capsys.readouterr().err.count("hint: for 60 steps") == 1
+
+
+# Pictures
+
+
+def test_every_skipped_picture_is_named(tmp_path, capsys):
+    write(tmp_path / "in", *(f"{i}.png" for i in range(20)))
+    broken = ["bad one.jpg", "übel.png", "c.gif", "d.webp", os.fsdecode(b"e\xff.png")]
+    for name in broken:
+        (tmp_path / "in" / name).write_bytes(b"no picture")
+    options = [*FOLDER, "--dry-run", "--workers", "0"]
+    for cache in ("none", tmp_path / "cache"):
+        out = tmp_path / f"out-{Path(cache).name}"
+        assert here(out, *options, "--dataroot", tmp_path / "in", "--cache", cache) == 0
+        assert "5 pictures that cannot be read were left out: bad one.jpg (cannot identify" in capsys.readouterr().err
+        listed = (out / "skipped.txt").read_bytes().splitlines()
+        assert sorted(line.split(b" (")[0] for line in listed) == sorted(os.fsencode(name) for name in broken)
+
+
+def test_names_that_the_terminal_cannot_show_end_no_run(tmp_path):
+    folder = tmp_path / "run" / os.fsdecode("bilder-ü-".encode() + b"\xff")
+    write(folder, "ä.png", "b.png")
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    options = [*FOLDER, "--workers", "0", "--niter", "1"]
+    for arguments in ([*options, "--dataroot", folder], ["--resume", "--niter", "2"]):
+        command = [sys.executable, ROOT / "dcgan.py", *arguments]
+        done = subprocess.run(command, cwd=tmp_path / "run", env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("cache", ["none", None])
+def test_pipes_devices_and_huge_files_are_passed_over(tmp_path, cache):
+    write(tmp_path / "in", *(f"{i}.png" for i in range(9)))
+    os.mkfifo(tmp_path / "in" / "pipe.jpg")  # opening it would wait for ever
+    (tmp_path / "in" / "zero.png").symlink_to("/dev/zero")
+    with open(tmp_path / "in" / "huge.png", "wb") as file:
+        file.write(b"\x89PNG\r\n\x1a\n")
+        file.truncate(2**29 + 1)  # nothing but a hole
+    images = load_images("folder", tmp_path / "in", 16, cache=cache or tmp_path / "cache")
+    assert sum(map(len, images.batches(4, 0, 0))) == 9
+    assert sorted(images.skipped) == ["huge.png (more than 512 MB)", "pipe.jpg (not a file)", "zero.png (not a file)"]
+
+
+MEMORY = """
+import resource, sys
+from data import load_images
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+images = load_images("folder", sys.argv[1], 64, cache="none")
+list(images.batches(4, 0, 0))
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024, images.skipped)
+"""
+
+
+@pytest.mark.slow
+def test_the_largest_picture_takes_less_than_2_gb(tmp_path):
+    (tmp_path / "in").mkdir()
+    pixels = np.zeros((9_459, 9_459, 4), np.uint8)  # just within the limit; transparent, which takes the most
+    Image.fromarray(pixels).save(tmp_path / "in" / "a.png", compress_level=1)
+    command = [sys.executable, "-c", MEMORY, str(tmp_path / "in")]
+    megabytes, skipped = subprocess.check_output(command, cwd=ROOT, text=True).split(maxsplit=1)
+    assert skipped == "[]\n"
+    assert 1_000 < int(megabytes) < 2_000
+
+
+# Weights
+
+
+def packed(path, state):
+    """A file a thousandth as large as what it unpacks to."""
+    torch.save({name: torch.zeros_like(t) for name, t in state.items()}, path.with_suffix(".whole"))
+    with (
+        zipfile.ZipFile(path.with_suffix(".whole")) as whole,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as zipped,
+    ):
+        for part in whole.namelist():
+            zipped.writestr(part, whole.read(part))
+
+
+def expanded(path, state):
+    """One number that claims to be 64 GB of weights."""
+    huge = torch.ones(1).as_strided((1_000_000, 1000, 4, 4), (0, 0, 0, 0))
+    torch.save(state | {next(iter(state)): huge}, path)
+
+
+def cyclic(path, state):
+    tree = {"netG": torch.zeros(3), "list": []}
+    tree["again"] = {"up": tree}
+    torch.save(tree, path)
+
+
+def deep(path, state):
+    tree = {}
+    for _ in range(200):
+        tree = {"down": tree}
+    torch.save(tree, path)
+
+
+def without_contents(path, state):
+    torch.save({name: t.to("meta") for name, t in state.items()}, path)
+
+
+def sparse(path, state):
+    torch.save({name: t.to_sparse() for name, t in state.items()}, path)
+
+
+@pytest.mark.parametrize("make", [packed, expanded, cyclic, deep, without_contents, sparse])
+def test_weights_files_take_no_more_memory_than_their_size(tmp_path, make):
+    make(tmp_path / "w.pth", randomised(Generator(10, 8, 3, 16)).state_dict())
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(ModelError) as refusal:
+        load_generator(tmp_path / "w.pth")
+    assert str(tmp_path / "w.pth") in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 50_000  # KB
+
+
+def other_moments(state):
+    next(iter(state["optimizerG"]["state"].values()))["exp_avg"] = torch.zeros(3)
+
+
+def other_networks(state):
+    state["netG"] = Generator(10, 16, 3, 16).state_dict()
+
+
+def no_noise(state):
+    del state["noise"]
+
+
+@pytest.mark.parametrize("change", [other_moments, other_networks, no_noise])
+def test_a_checkpoint_that_does_not_fit_is_refused(base, unbroken, capsys, change):
+    folder = shutil.copytree(unbroken, base / change.__name__)
+    state = checkpoint(folder)
+    change(state)
+    torch.save(state, folder / "checkpoint.pth")
+    before = hashes(folder)
+    assert here(folder, "--resume", "--niter", "9") == 2
+    assert "dcgan.py: --resume: the checkpoint in" in capsys.readouterr().err
+    assert hashes(folder) == before
+
+
+# Memory
+
+
+def test_too_little_memory_is_one_line(tmp_path):
+    options = ["--dataset", "fake", "--imageSize", "128", "--batchSize", "1000", "--niter", "1", "--workers", "0"]
+    done = subprocess.run(
+        [sys.executable, ROOT / "dcgan.py", *options, "--cache", tmp_path / "cache", "--outf", tmp_path / "out"],
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30)),
+    )
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1] == (
+        "dcgan.py: cpu has too little memory for --batchSize 1000; a smaller one needs less"
+    )
+    assert "Traceback" not in done.stderr
+    RunFolder(tmp_path / "out").load_checkpoint()
