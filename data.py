@@ -240,7 +240,7 @@ def unpack(archive, folder):
     """Unpack the .jpg files of a zip archive flat into `folder`, which is then there whole or not at all; return it."""
     partial = folder.with_name(f".{folder.name}.part")
     try:
-        with locked(folder.with_name(f".{folder.name}.lock")), zipfile.ZipFile(archive) as zipped:
+        with locked(archive), zipfile.ZipFile(archive) as zipped:
             if folder.is_dir():  # another process has done it meanwhile
                 return folder
             shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
@@ -460,7 +460,9 @@ def build_cache(pictures, path, workers):
     """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(path.with_name(f".{path.stem}.lock")):
+        lock = path.with_name(f".{path.stem}.lock")
+        lock.touch()
+        with locked(lock):
             for left_over in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
                 left_over.unlink()
             if read_cached(path, pictures.shape) is None:  # else another process has made it meanwhile
@@ -505,13 +507,13 @@ def write_cache(pictures, path, workers):
 
 @contextlib.contextmanager
 def locked(path):
-    """Wait until no other process has the lock file `path`, and hold it; the lock dies with its holder."""
+    """Wait until no other process has the lock of the file `path`, and hold it; the lock dies with its holder."""
     try:
         import fcntl
     except ImportError:  # Windows has none; there, two processes do the same work twice
         yield
         return
-    with open(path, "w") as file:
+    with open(path, "rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
