@@ -397,16 +397,17 @@ class Images:
                 rows[i : i + 10_000] = torch.from_numpy(np.array(self.rows[i : i + 10_000]))
             self.rows = rows
 
-    def batches(self, batch_size, seed, epoch, start=0):
+    def batches(self, batch_size, seed, epoch, start=0, part=lambda chunk: chunk):
         """Yield an epoch's batches from number `start` on, uint8 tensors (B, nc, image_size, image_size).
 
         Every picture comes once, in an order that follows from (seed, epoch) alone. The last batch may be smaller, and
-        so may, where pictures are decoded at every use, one with broken pictures; it may even be empty.
+        so may, where pictures are decoded at every use, one with broken pictures; it may even be empty. part(indices)
+        returns those of a batch's pictures that are wanted here.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))[start * batch_size :]
         if isinstance(self.rows, torch.Tensor):
             order = torch.from_numpy(order).to(self.rows.device)
-        chunks = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+        chunks = [part(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
         if not isinstance(self.rows, Pictures):
             yield from (torch.as_tensor(self.rows[chunk]) for chunk in chunks)
             return
@@ -517,7 +518,7 @@ def locked(path):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process, which has {path}", file=sys.stderr)
+            print(f"waiting for another process, which has {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

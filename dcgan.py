@@ -2,10 +2,15 @@
 
 python dcgan.py --imageSize 32 --niter 12 --outf out       # cartoon faces that the program draws itself
 python dcgan.py --dataset folder --dataroot photos --cuda  # your own
+torchrun --nproc-per-node 8 dcgan.py --dataset celeba --cuda  # on eight GPUs; so does --ngpu 8
 """
 
 import argparse
+import contextlib
+import functools
+import io
 import math
+import os
 import platform
 import random
 import signal
@@ -28,11 +33,25 @@ from models import (
     pictures,
 )
 from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, tune
-from training import Training, default_precision, emulates_bfloat16, why_not_compile
+from training import (
+    Training,
+    default_precision,
+    emulates_bfloat16,
+    everyones,
+    firsts,
+    is_lost_process,
+    join,
+    largest,
+    launch,
+    mean_over_processes,
+    part_of,
+    place,
+    why_not_compile,
+)
 
 # What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
-FIXED += ("batch_size", "lr", "beta1", "ema", "manual_seed")
+FIXED += ("batch_size", "lr", "beta1", "ema", "sync_bn", "manual_seed")
 # What a continued run takes from its checkpoint unless it is given again.
 KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every")
 HINT_STEPS = 500  # so many steps D must win in a row for a hint
@@ -70,7 +89,8 @@ def build_parser():
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
-    add("--ngpu", type=count, default=1, metavar="N", help="GPUs to train on; only 1 so far [%(default)s]")
+    add("--ngpu", type=count, default=1, metavar="N", help="GPUs to train on; without --cuda: processes [%(default)s]")
+    add("--sync-bn", action="store_true", help="batch norm over the pictures of all processes, not over each one's")
     add(
         "--precision", choices=("fp32", "bf16"), help="of the networks' arithmetic [bf16 on a GPU that has it, or fp32]"
     )
@@ -86,9 +106,14 @@ def build_parser():
     return parser
 
 
-def parse_options(argv):
-    """Return (options, RunFolder, the checkpoint to continue from or None). Exits with 2 if they cannot work."""
+def parse_options(argv, processes):
+    """Return (options, RunFolder, the checkpoint to continue from or None). Exits with 2 if they cannot work.
+
+    processes: how many have joined; 1 if --ngpu is still to start them.
+    """
     parser = build_parser()
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # after one of them had died
+    parser.set_defaults(resume=restarted)
     args = parser.parse_args(argv)
     run, checkpoint = RunFolder(args.outf), None
     try:
@@ -109,8 +134,7 @@ def parse_options(argv):
         args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
-        if args.ngpu > 1:
-            raise RunError(f"--ngpu {args.ngpu}: this version trains on one device; leave --ngpu out")
+        check_processes(args, processes)
     except ModelError as error:
         parser.error(f"--imageSize: {error}")
     except RunError as error:
@@ -121,11 +145,15 @@ def parse_options(argv):
 class StopOnSignal:
     """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all.
 
-    One that the caller has us ignore, as nohup does SIGHUP, stays ignored.
+    One that the caller has us ignore, as nohup does SIGHUP, stays ignored. patient: a second ends nothing, for a
+    launcher of several processes passes on what the terminal has already sent to each, and ends them if they linger.
     """
 
+    def __init__(self, patient=False):
+        self.patient = patient
+
     def __enter__(self):
-        self.received, names = None, ("SIGINT", "SIGTERM", "SIGHUP")
+        self.received, names = 0, ("SIGINT", "SIGTERM", "SIGHUP")
         known = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
         handlers = {signum: signal.getsignal(signum) for signum in known}
         self.before = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
@@ -135,7 +163,7 @@ class StopOnSignal:
 
     def _receive(self, received, _):
         self.received = received
-        for signum in self.before:
+        for signum in () if self.patient else self.before:
             signal.signal(signum, signal.SIG_DFL)
 
     def __exit__(self, *_):
@@ -153,8 +181,11 @@ class Meter:
         self.sum, self.steps, self.images = self.sum + measures, self.steps + 1, self.images + images
 
     def read(self):
-        """Return a dict of MEASURES and images_per_s. Raises RunError if one is not finite."""
-        means = dict(zip(MEASURES, (self.sum / self.steps).tolist(), strict=True))
+        """Return a dict of MEASURES and images_per_s. Raises RunError if one is not finite.
+
+        Where several processes have joined, all must call it.
+        """
+        means = dict(zip(MEASURES, mean_over_processes(self.sum / self.steps).tolist(), strict=True))
         if not all(map(math.isfinite, means.values())):
             raise RunError(f"the loss {DIVERGED}")
         return means | {"images_per_s": self.images / (time.perf_counter() - self.start)}
@@ -164,21 +195,28 @@ def train(args, images, training, run, epoch, step):
     """Train from batch `step` of `epoch` on, to the end or until told to stop; return the exit code."""
     steps_per_epoch = math.ceil(len(images) / args.batch_size)
     seen = epoch * len(images) + step * args.batch_size
-    bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=None, dynamic_ncols=True)
+    rank, processes = place()
+    quiet = True if rank else None  # None: where there is no terminal
+    bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=quiet, dynamic_ncols=True)
     stopped = hinted = False
-    with StopOnSignal() as stop, bar:
+    with StopOnSignal(patient=processes > 1) as stop, bar:
         while epoch < args.niter and not stopped:
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
             meter, known = Meter(), len(images.skipped)
-            for batch in images.batches(args.batch_size, args.manual_seed, epoch, start=step):
-                if len(batch):  # else all its pictures were broken
-                    meter.add(training.step(batch), len(batch))
-                step, seen = step + 1, seen + len(batch)
-                bar.update(len(batch))
+            part = functools.partial(part_of, rank=rank, processes=processes)
+            for batch in images.batches(args.batch_size, args.manual_seed, epoch, step, part):
+                taken = len(batch) if processes == 1 else min(args.batch_size, len(images) - step * args.batch_size)
+                if taken:  # else all its pictures were broken
+                    meter.add(training.step(batch, taken), taken)
+                step, seen = step + 1, seen + taken
+                bar.update(taken)
+                stop.received = largest(stop.received)  # all stop at the same step
                 stopped = bool(stop.received) or args.dry_run
                 if meter.steps and (stopped or step % args.log_every == 0 or step == steps_per_epoch):
-                    log(bar, run, meter, epoch, training.steps, seen)
-                    hinted = hinted or hint_if_D_wins(run.rows[-HINT_STEPS:])
+                    means = meter.read()
+                    if rank == 0:
+                        log(bar, run, means, epoch, training.steps, seen)
+                        hinted = hinted or hint_if_D_wins(run.rows[-HINT_STEPS:])
                     meter = Meter()
                 if stopped:
                     break
@@ -186,22 +224,25 @@ def train(args, images, training, run, epoch, step):
             whole = step == steps_per_epoch or args.dry_run  # an epoch to show and to keep
             if step == steps_per_epoch:
                 epoch, step = epoch + 1, 0
-                tqdm.write(summary(run, epoch, args.niter))
-                sys.stdout.flush()  # a log file shows it at once
+                if rank == 0:
+                    tqdm.write(summary(run, epoch, args.niter))
+                    sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
                 save(args, images, training, run, epoch, step, whole)
+                stop.received = largest(stop.received)
                 stopped = stopped or bool(stop.received)
-        run.animate(args.image_size)
+        if rank == 0:
+            run.animate(args.image_size)
     if stop.received and epoch < args.niter:
         name, where = signal.Signals(stop.received).name, f"epoch {epoch + 1}, step {step + 1}"
-        print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)
+        if rank == 0:
+            print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)
         return 128 + stop.received
     return 0
 
 
-def log(bar, run, meter, epoch, steps, seen):
-    """Write what `meter` holds as a row of the log and behind the progress bar."""
-    means = meter.read()
+def log(bar, run, means, epoch, steps, seen):
+    """Write what a meter read as a row of the log and behind the progress bar."""
     run.add_row({"epoch": epoch, "step": steps, "images": seen} | means)
     text = "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}"
     bar.set_postfix_str(text.format(**means))
@@ -239,6 +280,8 @@ def save(args, images, training, run, epoch, step, whole):
     for name in ("netG", "netD"):
         if not all(t.isfinite().all() for t in state[name].values()):
             raise RunError(f"{name} {DIVERGED}")
+    if place()[0] > 0:
+        return
     if whole:
         done = epoch - 1 if step == 0 else epoch
         for name in ("netG", "netD", "netG_ema"):
@@ -257,28 +300,34 @@ def checkpoint_of(args, images, training, epoch, step):
 
 
 def build_networks(args):
-    """Return (G, D), initialised under the seed or read from --netG and --netD. Raises ModelError."""
+    """Return (G, D), initialised under the seed or read from --netG and --netD. Raises ModelError.
+
+    Where several processes have joined, all have those of the first, and only it reads files.
+    """
     torch.manual_seed(args.manual_seed)
     netG = Generator(args.nz, args.ngf, args.nc, args.image_size)
     netD = Discriminator(args.ndf, args.nc, args.image_size)
-    if args.netG:
+    if place()[0] == 0 and args.netG:
         netG = given(netG, load_generator(args.netG, average=False), "netG", ("nz", "ngf", "nc", "image_size"))
-    if args.netD:
+    if place()[0] == 0 and args.netD:
         netD = given(netD, load_discriminator(args.netD), "netD", ("ndf", "nc", "image_size"))
-    if bool(args.netG) != bool(args.netD):
+    if place()[0] == 0 and bool(args.netG) != bool(args.netD):
         fresh = "--netD" if args.netG else "--netG"
         print(f"warning: without {fresh}, that network starts afresh against a trained one", file=sys.stderr)
+    for net in (netG, netD):
+        net.load_state_dict(firsts(net.state_dict()))
     return netG, netD
 
 
 def build_training(args, device, netG, netD, images):
-    """Return the Training of this run over `images` pictures; without a compiler for --compile, with a warning."""
-    reason = why_not_compile(device) if args.compile else None
-    if reason:
+    """Return the Training of this run over `images` pictures, with a warning if --compile is not possible."""
+    rank, processes = place()
+    reason = "not with --sync-bn" if args.sync_bn else why_not_compile(device) if args.compile else None
+    if args.compile and reason and rank == 0:
         print(f"warning: --compile: not possible here, going on without ({reason})", file=sys.stderr)
     settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
-    settings |= {"seed": args.manual_seed, "batch_size": min(args.batch_size, images)}
-    return Training(netG, netD, device, **settings, compiled=args.compile and not reason)
+    settings |= {"seed": args.manual_seed, "sync_bn": args.sync_bn, "compiled": args.compile and not reason}
+    return Training(netG, netD, device, **settings, batch_size=min(args.batch_size, images) // processes)
 
 
 def given(wanted, net, name, sizes):
@@ -300,43 +349,70 @@ def describe(args, device, images, training):
         print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
+    if training.processes > 1:
+        captured = "" if device.type == "cpu" else ", whose steps are not captured as graphs"
+        print(f"{training.processes} processes{captured}, {args.batch_size // training.processes} pictures each a step")
     if args.precision == "bf16" and emulates_bfloat16(device):
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if len(images) < args.batch_size:
         print(f"note: fewer pictures than --batchSize {args.batch_size}: every step takes all {len(images)}")
 
 
+def check_processes(args, processes):
+    """Raise RunError if the processes that --ngpu asks for, or that have joined, cannot train together."""
+    wanted = max(args.ngpu, processes)
+    here = torch.cuda.device_count() if args.cuda else wanted
+    if args.ngpu > here:
+        raise RunError(f"--ngpu {args.ngpu}: torch finds {here} CUDA devices here")
+    if wanted > 1 and args.accel and not args.cuda and pick_device(False, True).type not in ("cpu", "cuda"):
+        raise RunError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
+    if args.batch_size % wanted:
+        below = args.batch_size // wanted * wanted
+        near = f"{below} and {below + wanted}" if below else wanted
+        raise RunError(f"--batchSize {args.batch_size} does not divide into {wanted} equal parts; {near} would")
+
+
 def report(run, images, known=None):
-    """Warn of pictures and folders that were left out, or only of pictures beyond the first `known`; list them all."""
-    new = {"pictures": images.skipped[known:], "folders": images.unlisted if known is None else []}
+    """Warn of pictures and folders that were left out, or only of pictures beyond the first `known`; list them all.
+
+    Where several processes have joined, all must call it: where pictures are decoded at every use, each knows its own.
+    """
+    skipped = {each: None for reports in everyones(images.skipped) for each in reports[known:]}
+    new = {"pictures": list(skipped), "folders": images.unlisted if known is None else []}
+    if place()[0] > 0 or not any(new.values()):
+        return
     for what, reports in new.items():
         if reports:
             names = ", ".join(reports[:3]) + (f", ...; all are in {run.skipped}" if len(reports) > 3 else "")
             tqdm.write(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", sys.stderr)
-    if any(new.values()):
-        run.save_skipped(images.unlisted + images.skipped)
+    run.add_skipped([report for reports in new.values() for report in reports])
 
 
 def main(argv=None):
     sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training begins: tidy up and go
-    args, run, checkpoint = parse_options(argv)
+    rank, processes = join()
+    args, run, checkpoint = parse_options(argv, processes) if rank == 0 else (None, None, None)
+    if processes == 1 and args.ngpu > 1:
+        return launch(args.ngpu, __file__, sys.argv[1:] if argv is None else argv)
+    args, checkpoint = firsts((args, checkpoint))
+    run = run or RunFolder(args.outf)
     try:
-        device = pick_device(args.cuda, args.accel)
+        device = pick_device(args.cuda, args.accel, int(os.environ.get("LOCAL_RANK", 0)))
         tune(device)
         args.precision = args.precision or default_precision(device)
         netG, netD = build_networks(args)
-        source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
-        images = load_images(*source, cache=args.cache, workers=args.workers)
+        images = prepare_images(args, rank)
         training = build_training(args, device, netG, netD, len(images))
         if device.type == "cuda":
             images.keep_on(device, torch.cuda.mem_get_info(device)[0])
         epoch, step = begin(args, images, training, run, checkpoint)
-        describe(args, device, images, training)
+        if rank == 0:
+            describe(args, device, images, training)
         report(run, images)
-        if epoch >= args.niter:
+        if rank == 0 and epoch >= args.niter:
             print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
-        elif checkpoint:
+        elif rank == 0 and checkpoint:
             print(f"continuing at epoch {epoch + 1}, step {step + 1}; --niter is {args.niter}")
     except (DataError, ModelError, RunError) as error:
         return refuse(error, 2)
@@ -345,13 +421,26 @@ def main(argv=None):
     except KeyboardInterrupt:
         return refuse("interrupted before training began", 130)
     except RuntimeError as error:
-        return refuse_for_memory(error, args, device)
+        return refuse_or_raise(error, args, device)
     try:
         return train(args, images, training, run, epoch, step)
     except (DataError, RunError, OSError) as error:
         return refuse(error, 1)
     except RuntimeError as error:
-        return refuse_for_memory(error, args, device)
+        return refuse_or_raise(error, args, device)
+
+
+def prepare_images(args, rank):
+    """Return the run's Images, prepared once on every machine by as many workers as its processes have together."""
+    together = 1 if args.cache == "none" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    workers = max(args.workers, min(args.workers * together, os.cpu_count() or 1))
+    source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
+    with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
+        images = load_images(*source, cache=args.cache, workers=workers)
+    counts = everyones(len(images))
+    if len(set(counts)) > 1:
+        raise RunError(f"--dataroot {args.dataroot}: the processes find different numbers of pictures: {counts}")
+    return images
 
 
 def begin(args, images, training, run, checkpoint):
@@ -359,10 +448,16 @@ def begin(args, images, training, run, checkpoint):
     if checkpoint:
         if checkpoint["pictures"] != len(images):
             raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
+        before = len(checkpoint["noise"])
+        if before != training.processes and training.rank == 0:
+            print(f"note: {before} processes began what {training.processes} go on with: not bit for bit the same")
         try:
             training.load_state_dict(checkpoint)
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # whatever is not as it was saved
             raise RunError(f"--resume: the checkpoint in {run.path} is not one of these networks") from None
+    first_state = None if checkpoint else checkpoint_of(args, images, training, 0, 0)
+    if training.rank > 0:
+        return (checkpoint["epoch"], checkpoint["step"]) if checkpoint else (0, 0)
     run.open(checkpoint)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
     run.save_settings(vars(args) | {"versions": versions})
@@ -370,20 +465,24 @@ def begin(args, images, training, run, checkpoint):
         return checkpoint["epoch"], checkpoint["step"]
     first = next(images.batches(grid_size(args.image_size), args.manual_seed, epoch=0))
     save_grid(run.path / "real_samples.png", first)
-    run.save_checkpoint(checkpoint_of(args, images, training, 0, 0))  # a run killed before its first save has its seed
+    run.save_checkpoint(first_state)  # a run killed before its first save has its seed
     return 0, 0
 
 
 def refuse(error, code):
+    if place()[0] > 0:
+        time.sleep(2)  # if the first process fails as well, its line is enough: the launcher then ends this one
     print(f"dcgan.py: {error}", file=sys.stderr)
     return code
 
 
-def refuse_for_memory(error, args, device):
-    """Refuse what the device's memory is too small for; raise every other RuntimeError on."""
-    if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):  # CUDA's, the CPU's
-        raise error
-    return refuse(f"{device} has too little memory for --batchSize {args.batch_size}; a smaller one needs less", 1)
+def refuse_or_raise(error, args, device):
+    """Refuse what the device's memory is too small for, or another process's end; raise every other RuntimeError."""
+    if is_lost_process(error):
+        return refuse("another process of this job has ended, and so does this one; what was saved is whole", 1)
+    if isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error):  # CUDA's, the CPU's
+        return refuse(f"{device} has too little memory for --batchSize {args.batch_size}; a smaller one needs less", 1)
+    raise error
 
 
 if __name__ == "__main__":

@@ -58,16 +58,19 @@ def check_writable(folder):
         raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
 
 
-def pick_device(cuda, accel):
+def pick_device(cuda, accel, number=0):
     """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
 
+    number: which of several GPUs.
     Raises RunError if CUDA is asked for and there is none.
     """
     if cuda and not torch.cuda.is_available():
         raise RunError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
-    if cuda:
-        return torch.device("cuda")
-    return (accel and torch.accelerator.current_accelerator(check_available=True)) or torch.device("cpu")
+    found = accel and torch.accelerator.current_accelerator(check_available=True)
+    if cuda or (found and found.type == "cuda"):
+        torch.cuda.set_device(number)
+        return torch.device("cuda", number)
+    return found or torch.device("cpu")
 
 
 def tune(device):
@@ -177,7 +180,7 @@ class RunFolder:
         for left_over in self.path.glob(".*.part"):
             left_over.unlink()
         if not resumed:
-            for weights in [self.newest, self.previous, *self.path.glob("net*_epoch_*.pth")]:
+            for weights in [self.newest, self.previous, self.skipped, *self.path.glob("net*_epoch_*.pth")]:
                 weights.unlink(missing_ok=True)
         path = self.path / "log.csv"
         if resumed and path.is_file():
@@ -216,11 +219,12 @@ class RunFolder:
         text = json.dumps(settings, indent=2) + "\n"
         write_whole(self.path / "args.json", lambda file: file.write(text.encode()))
 
-    def save_skipped(self, reports):
-        """Write skipped.txt, a line for each picture or folder that was left out, if there are any."""
-        if reports:
-            text = "\n".join([*reports, ""]).encode(errors="surrogateescape")  # names as they are on the disk
-            write_whole(self.skipped, lambda file: file.write(text))
+    def add_skipped(self, reports):
+        """Add to skipped.txt a line for each picture or folder that was left out, unless it is there."""
+        lines = [report.encode(errors="surrogateescape") for report in reports]  # names as they are on the disk
+        before = self.skipped.read_bytes().splitlines() if self.skipped.exists() else []
+        text = b"\n".join([*dict.fromkeys([*before, *lines]), b""])
+        write_whole(self.skipped, lambda file: file.write(text))
 
     def save_weights(self, name, weights):
         write_whole(self.path / f"{name}.pth", lambda file: torch.save(weights, file))

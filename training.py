@@ -1,16 +1,23 @@
 """One training step of a DCGAN as the paper has it, and what makes it fast: precision, compilation, the captured graph.
 
-`train_step` is the step, `runner` decides about precision and compilation, `CapturedStep` about the graph; `Training`
-holds all that a step changes.
+`train_step` is the step, `runner` decides about precision, compilation and the averaging of gradients over processes,
+`CapturedStep` about the graph; `Training` holds all that a step changes.
 """
 
 import copy
+import datetime
 import functools
+import logging
 import math
+import os
 import sys
+import warnings
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from models import fastest_layout, set_batch_norm_statistics, weights_of
 
@@ -49,26 +56,26 @@ def objective_G(netD, fake):
     return bce(logits, real=True), mean_probability(logits)
 
 
-def train_step(netG, netD, optimizerG, optimizerD, real, z, run):
+def train_step(netG, netD, optimizerG, optimizerD, real, z, run, weight=1.0):
     """Take one step of both networks, as in the paper (section 4) and in Goodfellow et al. 2014 (algorithm 1, k = 1).
 
-    real: (N, nc, s, s) in [-1, 1]; z: (N, nz). run(f, *args) calls f(*args) its own way, as in another precision.
-    Returns a tensor of MEASURES: the losses before their updates, the means of D(x), and of D(G(z)) before and after
-    D's update.
+    real: (N, nc, s, s) in [-1, 1]; z: (N, nz). run(f, net, *args) calls f(net, *args) its own way, as in another
+    precision. weight: what this batch's mean counts among those of other processes. Returns a tensor of MEASURES: the
+    losses before their updates, the means of D(x), and of D(G(z)) before and after D's update.
     """
     # (1) Update D: maximise log D(x) + log(1 - D(G(z)))
     netD.requires_grad_(True)
     optimizerD.zero_grad()
     fake = run(draw, netG, z)
     loss_D, D_x, D_G_z1 = run(objective_D, netD, real, fake.detach())
-    loss_D.backward()
+    (weight * loss_D).backward()
     optimizerD.step()
 
     # (2) Update G through the updated D: maximise log D(G(z))
     netD.requires_grad_(False)  # its own gradients are of no use here
     optimizerG.zero_grad()
     loss_G, D_G_z2 = run(objective_G, netD, fake)
-    loss_G.backward()
+    (weight * loss_G).backward()
     optimizerG.step()
     return torch.stack([loss_D.detach(), loss_G.detach(), D_x, D_G_z1, D_G_z2])
 
@@ -93,19 +100,36 @@ def why_not_compile(device):
         return " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
 
 
-def runner(device, precision, compiled=False):
-    """Return run(f, *args): f(*args) in `precision` ("fp32" or "bf16"), compiled or not.
+def runner(device, precision, compiled=False, spread=()):
+    """Return run(f, net, *args): f(net, *args) in `precision` ("fp32" or "bf16"), compiled or not.
 
     Compiled are the functions given to it, each by itself: objective_D always sees a D that learns, objective_G one
     that does not. A compiled network whose requires_grad changes could get the graph of the other case.
+    spread: pairs of f and net whose gradients are averaged over all processes, once per backward pass.
     """
     prepared = functools.cache(functools.partial(torch.compile, dynamic=False)) if compiled else lambda f: f
+    # The networks begin equal, and batch norm's buffers are each process's own.
+    settings = {"init_sync": False, "broadcast_buffers": False, "gradient_as_bucket_view": True}
+    with warnings.catch_warnings():  # of a new name for broadcast_buffers, which PyTorch before 2.13 does not know
+        warnings.simplefilter("ignore", FutureWarning)
+        spread = {f: DistributedDataParallel(Part(prepared(f), net), **settings) for f, net in spread}
 
-    def run(f, *args):
+    def run(f, net, *args):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-            return prepared(f)(*args)
+            return spread[f](*args) if f in spread else prepared(f)(net, *args)
 
     return run
+
+
+class Part(nn.Module):
+    """f(net, *args) as a module, which is what DistributedDataParallel takes."""
+
+    def __init__(self, f, net):
+        super().__init__()
+        self.f, self.net = f, net
+
+    def forward(self, *args):
+        return self.f(self.net, *args)
 
 
 class CapturedStep:
@@ -153,42 +177,62 @@ class Training:
 
     lr, beta1: Adam's. ema: the average's decay, in [0, 1), 0 for none. precision: "fp32" or "bf16". seed: the noise's.
     Steps of `batch_size` pictures are compiled, if `compiled`, and captured as one graph on CUDA; others are not.
+
+    Where several processes have joined, each has a Training, takes its part of every batch, and ends up with the same
+    weights. sync_bn: batch norm over the parts of all of them, not over each.
     """
 
-    def __init__(self, netG, netD, device, *, lr, beta1, ema, precision, seed, batch_size=None, compiled=False):
+    def __init__(
+        self, netG, netD, device, *, lr, beta1, ema, precision, seed, batch_size=None, compiled=False, sync_bn=False
+    ):
+        self.rank, self.processes = place()
+        if sync_bn:
+            synchronize_batch_norm(netG), synchronize_batch_norm(netD)
         self.layout = fastest_layout(device)
         self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if ema else None
         self.device, self.ema, self.steps, self.batch_size = device, ema, 0, batch_size
-        self.capturable = device.type == "cuda"
-        settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True, "capturable": self.capturable}
+        self.capturable = device.type == "cuda" and self.processes == 1
+        settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True, "capturable": device.type == "cuda"}
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **settings)
         self.optimizerD = torch.optim.Adam(self.netD.parameters(), **settings)
-        self.noise = torch.Generator(device).manual_seed(seed)
+        self.noise = torch.Generator(device).manual_seed(seed + self.rank)
         self.blend = torch.zeros((), device=device)  # of the average; on the device, where a captured step reads it
-        self.plain_step = functools.partial(self._step, runner(device, precision))
-        self.fast_step = functools.partial(self._step, runner(device, precision, compiled))
+        spread = ((draw, self.netG), (objective_D, self.netD)) if self.processes > 1 else ()
+        self.fast_step = functools.partial(self._step, runner(device, precision, compiled, spread))
+        # Two of DistributedDataParallel on the same weights would both average their gradients.
+        self.plain_step = self.fast_step if spread else functools.partial(self._step, runner(device, precision))
         self.whole_step = self._captured()
 
     def _captured(self):
         return CapturedStep(self.fast_step, self.noise) if self.capturable else self.fast_step
 
-    def step(self, batch):
-        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its MEASURES, a tensor on the device."""
+    def step(self, batch, of=None):
+        """Take one step with a batch of uint8 pictures (N, nc, s, s); return its MEASURES, a tensor on the device.
+
+        of: how many pictures all processes have in this step, of which this one has its part, or fewer if some cannot
+        be read; the mean over the processes of what they return is then that over all pictures.
+        """
+        weight = 1.0
+        if self.processes > 1:
+            weight = len(part_of(range(of), self.rank, self.processes)) * self.processes / of if len(batch) else 0.0
+            if not len(batch):  # the others wait for gradients
+                batch = torch.zeros(1, *batch.shape[1:], dtype=torch.uint8)
         self.blend.fill_(1 - min(self.ema, (1 + self.steps) / (10 + self.steps)))
         if self.device.type == "cuda" and not batch.is_cuda:
             batch = batch.pin_memory().to(self.device, non_blocking=True)  # does not wait for the step before
-        measures = (self.whole_step if len(batch) == self.batch_size else self.plain_step)(batch)
+        whole = len(batch) == self.batch_size and weight == 1
+        measures = (self.whole_step if whole else functools.partial(self.plain_step, weight=weight))(batch)
         self.steps += 1
         return measures
 
-    def _step(self, run, batch):
+    def _step(self, run, batch, weight=1.0):
         real = batch.to(self.device).contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [-1, 1]
         z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
-        measures = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, run)
+        measures = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, run, weight)
         if self.netG_ema is not None:
             update_average(self.netG_ema, self.netG, self.blend)
-        return measures
+        return weight * measures
 
     @property
     def shown_generator(self):
@@ -206,10 +250,13 @@ class Training:
         return ("netG", "netD") if self.netG_ema is None else ("netG", "netD", "netG_ema")
 
     def state_dict(self):
-        """Return all that an exact continuation needs; `load_state_dict` takes it, on any kind of device."""
+        """Return all that an exact continuation needs; `load_state_dict` takes it, on any kind of device.
+
+        Where several processes have joined, all must call it.
+        """
         state = {name: weights_of(getattr(self, name)) for name in self._networks()}
         state |= {name: getattr(self, name).state_dict() for name in ("optimizerG", "optimizerD")}
-        return state | {"noise": self.noise.get_state(), "steps": self.steps}
+        return state | {"noise": everyones(self.noise.get_state()), "steps": self.steps}
 
     def load_state_dict(self, state):
         for name in (*self._networks(), "optimizerG", "optimizerD"):
@@ -219,12 +266,13 @@ class Training:
                 if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape:
                     raise ValueError("an optimizer's moments are not of its weights' shape")
         for group in self.optimizerG.param_groups + self.optimizerD.param_groups:
-            group["capturable"] = self.capturable  # that of another kind of device came with the state
+            group["capturable"] = self.device.type == "cuda"  # that of another kind of device came with the state
         self.whole_step = self._captured()  # what was captured holds the optimizers' old tensors
         self.steps = state["steps"]
-        if self.noise.get_state().shape == state["noise"].shape:
-            self.noise.set_state(state["noise"])
-        else:  # it was saved on another kind of device
+        noise = state["noise"]
+        if len(noise) == self.processes and noise[self.rank].shape == self.noise.get_state().shape:
+            self.noise.set_state(noise[self.rank])
+        else:  # it was saved on another kind of device, or by another number of processes
             self.noise.manual_seed(self.noise.initial_seed() + self.steps)
 
 
@@ -233,3 +281,130 @@ def update_average(netG_ema, netG, blend):
     """Move the averaged weights towards G's: average = (1 - blend) * average + blend * weight; blend: a tensor ()."""
     for average, weight in zip(netG_ema.parameters(), netG.parameters(), strict=True):
         average.lerp_(weight, blend)
+
+
+# Several processes, of which torch's launcher started each; without it, all of this is about one alone.
+
+
+def join(hours=6):
+    """Join the other processes of a job; return (this one's number, how many there are)."""
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        timeout = datetime.timedelta(hours=hours)  # one may prepare pictures for long
+        store, rank, processes = next(dist.rendezvous("env://", timeout=timeout))
+        # A restarted job may find the addresses of the one before in the store.
+        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{processes}", store)
+        dist.init_process_group(store=store, rank=rank, world_size=processes, timeout=timeout)
+    return place()
+
+
+def is_lost_process(error):
+    """Return whether another process of the job has ended, which is what `error` comes from."""
+    return place()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+
+
+def place():
+    """Return (this process's number, how many there are)."""
+    joined = dist.is_available() and dist.is_initialized()
+    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
+
+
+def part_of(items, rank, processes):
+    """Return what process `rank` has of `items`: parts as equal as can be, in order."""
+    start, longer = divmod(len(items), processes)
+    begin = rank * start + min(rank, longer)
+    return items[begin : begin + start + (rank < longer)]
+
+
+def everyones(value):
+    """Return the list of every process's `value`."""
+    values = [value] * place()[1]
+    if len(values) > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def firsts(value):
+    """Return the first process's `value`."""
+    values = [value]
+    if place()[1] > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+def largest(number):
+    """Return the largest of every process's whole numbers."""
+    if place()[1] == 1:
+        return number
+    values = torch.tensor(number)
+    dist.all_reduce(values, dist.ReduceOp.MAX)
+    return int(values)
+
+
+def mean_over_processes(values):
+    """Return the mean of every process's tensor."""
+    if place()[1] > 1:
+        dist.all_reduce(values)
+    return values / place()[1]
+
+
+class AllSum(torch.autograd.Function):
+    """The sum of every process's tensor, through which gradients flow back to all of them."""
+
+    @staticmethod
+    def forward(_, values):
+        total = values.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(_, gradient):
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch norm over the batches of all processes (torch's own of this name does not run on a CPU)."""
+
+    def forward(self, x):
+        if not self.training or place()[1] == 1:
+            return super().forward(x)
+        values = x.float()
+        sums = AllSum.apply(torch.cat([values.sum((0, 2, 3)), values.new_tensor([x[:, 0].numel()])]))
+        count, mean = sums[-1], sums[:-1] / sums[-1]
+        values = values - mean[:, None, None]
+        var = AllSum.apply(values.square().sum((0, 2, 3))) / count
+        with torch.no_grad():
+            self.num_batches_tracked.add_(1)
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(var * count / (count - 1), self.momentum)
+        scale = self.weight * (var + self.eps).rsqrt()
+        return (values * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def synchronize_batch_norm(net):
+    """Replace the batch norms of a Generator or Discriminator by such as see the batches of all processes."""
+    for i, layer in enumerate(net.main):
+        if isinstance(layer, nn.BatchNorm2d):
+            net.main[i] = SyncBatchNorm(layer.num_features)
+            net.main[i].load_state_dict(layer.state_dict())
+
+
+def launch(processes, script, argv):
+    """Run a script in so many processes on this machine, by torch's launcher; return its exit code."""
+    from torch.distributed.elastic.multiprocessing import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak for themselves
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **where)
+    try:
+        elastic_launch(config, sys.executable)(script, *argv)
+    except SignalException as stopped:
+        return 128 + stopped.sigval
+    except ChildFailedError as failed:
+        code = failed.get_first_failure()[1].exitcode
+        return code if code > 0 else 128 - code  # that of a shell, where a signal killed it
+    return 0
