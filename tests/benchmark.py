@@ -12,7 +12,9 @@ float32, contiguous tensors, sigmoid and BCELoss, D's own gradients in G's step 
 import argparse
 import contextlib
 import json
+import os
 import platform
+import socket
 import statistics
 import subprocess
 import sys
@@ -34,7 +36,7 @@ from data import Files, Images, Pictures, load_images
 from generate import generate, write_png
 from models import Discriminator, Generator, latents, pictures
 from runs import tune
-from training import Training
+from training import Training, join
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
 NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -125,18 +127,20 @@ def reference_transform(device, folder):
 
 def training_on(device, precision, compiled):
     tune(device)
-    settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.99, "precision": precision, "seed": 0}
-    return Training(Generator(), Discriminator(), device, **settings, batch_size=BATCH, compiled=compiled)
+    processes = join()[1]
+    settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.99, "precision": precision, "seed": 0, "compiled": compiled}
+    torch.manual_seed(0)
+    return Training(Generator(), Discriminator(), device, **settings, batch_size=BATCH // processes)
 
 
 def our_step(device, folder, steps, precision, compiled=False):
     training = training_on(device, precision, compiled)
-    batch = torch.randint(0, 256, (BATCH, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
+    batch = torch.randint(0, 256, (BATCH // training.processes, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
 
     def work():
         for _ in range(steps):
-            training.step(batch)
-        return steps * BATCH
+            training.step(batch, BATCH)
+        return steps * len(batch)
 
     return timed(device, work)
 
@@ -258,29 +262,37 @@ def seconds(work, device):
 
 
 class Contender:
-    """One of the functions above, in a process of its own."""
+    """One of the functions above in a process of its own, or in several with one thread each."""
 
-    def __init__(self, device, folder, function, *detail):
+    def __init__(self, device, folder, function, *detail, processes=1):
         request = json.dumps([str(device), folder, function.__name__, detail])
-        command = [sys.executable, __file__, "--contender", request]
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        command, pipes = [sys.executable, __file__, "--contender", request], {"stdin": -1, "stdout": -1, "text": True}
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            job = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+        job |= {"OMP_NUM_THREADS": "1"} if processes > 1 else {}
+        jobs = [os.environ | job | {"RANK": str(rank)} for rank in range(processes)]
+        self.processes = [subprocess.Popen(command, env=environment, **pipes) for environment in jobs]
         self.speed()  # the first time, libraries choose their kernels
 
     def speed(self):
-        print("go", file=self.process.stdin, flush=True)
-        return float(self.process.stdout.readline())
+        for process in self.processes:
+            print("go", file=process.stdin, flush=True)
+        return sum(float(process.stdout.readline()) for process in self.processes)
 
     def anonymous_memory(self):
         """Return megabytes of memory that are no file's, at this moment."""
-        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        status = Path(f"/proc/{self.processes[0].pid}/status").read_text()
         return int(status.split("RssAnon:")[1].split()[0]) / 1024
 
     def __enter__(self):
         return self
 
     def __exit__(self, *_):
-        self.process.stdin.close()
-        self.process.wait()
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait()
 
 
 def contend(request):
@@ -322,7 +334,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cuda", action="store_true", help="measure on an NVIDIA GPU")
     parser.add_argument("--rounds", type=int, default=9, help="turns that every row takes [%(default)s]")
-    parser.add_argument("--rows", default="step,epoch,prepare,sample,limit,growth", help="which [%(default)s]")
+    parser.add_argument(
+        "--rows", default="step,epoch,prepare,sample,limit,growth,processes", help="which [%(default)s]"
+    )
     parser.add_argument("--contender", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.contender:
@@ -337,8 +351,8 @@ def main():
 
 
 def table(device, folder, rounds, rows):
-    def contender(function, *detail):
-        return Contender(device, folder, function, *detail)
+    def contender(function, *detail, processes=1):
+        return Contender(device, folder, function, *detail, processes=processes)
 
     steps = 1 if device.type == "cpu" else 500
     if "step" in rows or "limit" in rows:
@@ -365,6 +379,9 @@ def table(device, folder, rounds, rows):
             for what in ("network", "encoder"):
                 with contender(sampling, what, count) as part:
                     row(f"generate.py, against its {what} alone", rounds, ours, part)
+    if "processes" in rows and device.type == "cpu":
+        with contender(our_step, 1, "fp32", processes=2) as two, contender(our_step, 1, "fp32") as one:
+            row(f"step, two processes of one thread, against one of {torch.get_num_threads()}", rounds, two, one)
     if "growth" in rows:
         precision = "fp32" if device.type == "cpu" else "bf16"
         with contender(grown, 2_000, precision, steps) as small:

@@ -13,7 +13,7 @@ from dcgan import build_parser as training_options
 from generate import build_parser as sampling_options
 
 README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"python ((?:dcgan|generate)\.py(?! --help)[^`\n]*)", README)
+COMMANDS = re.findall(r"python ((?:dcgan|generate)\.py(?! --help)[^`\n&|;]*)", README)
 SMALL = ["--imageSize", "16", "--nz", "4", "--ngf", "4", "--ndf", "4", "--workers", "0"]
 
 
