@@ -41,9 +41,9 @@ def start(folder, program, *arguments):
     return subprocess.Popen(command, cwd=folder, env=environment, text=True, **pipes)
 
 
-def finish(process, code=0):
+def finish(process, code=0, seconds=100):
     """Wait for its end, check its exit code, and return what it wrote to standard error."""
-    output, errors = process.communicate(timeout=100)
+    output, errors = process.communicate(timeout=seconds)
     assert process.returncode == code, output + errors
     assert "Traceback" not in errors
     return errors

@@ -264,8 +264,8 @@ def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(base, tmp_pat
 
 @pytest.mark.slow
 def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path, capsys):
-    options, draw = (*RUN, "--niter", "150", "--log-every", "5"), random.Random()
-    finish(start(tmp_path / "whole", "dcgan.py", *options))
+    options, draw = (*RUN, "--niter", "120", "--log-every", "5"), random.Random()
+    finish(start(tmp_path / "whole", "dcgan.py", *options), seconds=900)
     out, kills, further = tmp_path / "run" / "out", 0, 0
     log = out / "log.csv"
     while kills < 100:
@@ -280,13 +280,13 @@ def test_a_hundred_kills_at_random_moments_lose_nothing(tmp_path, capsys):
         process.kill()
         process.communicate()
         kills, further = kills + 1, further + (steps_of(out) > before)
-    finish(start(tmp_path / "run", "dcgan.py", *options, "--resume"))
+    finish(start(tmp_path / "run", "dcgan.py", *options, "--resume"), seconds=900)
     assert_same_run(out, tmp_path / "whole" / "out")
     pictures = [path.name for path in (tmp_path / "whole" / "out").glob("*_epoch_*")]
     different = [
         name for name in pictures if (out / name).read_bytes() != (tmp_path / "whole" / "out" / name).read_bytes()
     ]
-    assert len(pictures) == 4 * 150
+    assert len(pictures) == 4 * 120
     assert different == []
     with capsys.disabled():
         print(f"\n{kills} kills, {further} of the lives came further than a save; all {len(pictures)} files the same")
