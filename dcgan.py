@@ -51,7 +51,7 @@ from training import (
 
 # What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
-FIXED += ("batch_size", "lr", "beta1", "ema", "sync_bn", "manual_seed")
+FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "sync_bn", "manual_seed")
 # What a continued run takes from its checkpoint unless it is given again.
 KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every")
 HINT_STEPS = 500  # so many steps D must win in a row for a hint
@@ -84,6 +84,7 @@ def build_parser():
     add("--lr", type=number(float, 0), default=0.0002, help="learning rate of both Adams [%(default)s]")
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's beta1; its beta2 is 0.999 [%(default)s]")
     add("--ema", type=number(float, 0, 1), default=0.99, help="decay of the averaged generator, 0: none [%(default)s]")
+    add("--flip", action="store_true", help="mirror half of the pictures, at random, left to right")
     add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**63), metavar="N", help="seed of a run [random]")
 
     add = parser.add_argument_group("device").add_argument
@@ -325,7 +326,7 @@ def build_training(args, device, netG, netD, images):
     reason = "not with --sync-bn" if args.sync_bn else why_not_compile(device) if args.compile else None
     if args.compile and reason and rank == 0:
         print(f"warning: --compile: not possible here, going on without ({reason})", file=sys.stderr)
-    settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision}
+    settings = {"lr": args.lr, "beta1": args.beta1, "ema": args.ema, "precision": args.precision, "flip": args.flip}
     settings |= {"seed": args.manual_seed, "sync_bn": args.sync_bn, "compiled": args.compile and not reason}
     return Training(netG, netD, device, **settings, batch_size=min(args.batch_size, images) // processes)
 

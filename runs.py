@@ -129,9 +129,9 @@ def sync_folder(folder):
             os.close(opened)
 
 
-def save_grid(path, pictures):
-    """Write pictures, uint8 (N, nc, s, s), as one PNG, about as many across as down (8 for 64)."""
-    grid = make_grid(pictures, nrow=max(1, int(len(pictures) ** 0.5)))
+def save_grid(path, pictures, across=None):
+    """Write pictures, uint8 (N, nc, s, s), as one PNG, `across` in a row [about as many across as down: 8 for 64]."""
+    grid = make_grid(pictures, nrow=across or max(1, int(len(pictures) ** 0.5)))
     image = Image.fromarray(grid.permute(1, 2, 0).numpy())
     write_whole(path, lambda file: image.save(file, "png"))
 

@@ -176,14 +176,27 @@ class Training:
     """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes.
 
     lr, beta1: Adam's. ema: the average's decay, in [0, 1), 0 for none. precision: "fp32" or "bf16". seed: the noise's.
-    Steps of `batch_size` pictures are compiled, if `compiled`, and captured as one graph on CUDA; others are not.
+    flip: mirror each picture with a probability of one half. Steps of `batch_size` pictures are compiled, if `compiled`, and captured as one graph on CUDA; others are not.
 
     Where several processes have joined, each has a Training, takes its part of every batch, and ends up with the same
     weights. sync_bn: batch norm over the parts of all of them, not over each.
     """
 
     def __init__(
-        self, netG, netD, device, *, lr, beta1, ema, precision, seed, batch_size=None, compiled=False, sync_bn=False
+        self,
+        netG,
+        netD,
+        device,
+        *,
+        lr,
+        beta1,
+        ema,
+        precision,
+        seed,
+        batch_size=None,
+        compiled=False,
+        sync_bn=False,
+        flip=False,
     ):
         self.rank, self.processes = place()
         if sync_bn:
@@ -191,7 +204,7 @@ class Training:
         self.layout = fastest_layout(device)
         self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if ema else None
-        self.device, self.ema, self.steps, self.batch_size = device, ema, 0, batch_size
+        self.device, self.ema, self.flip, self.steps, self.batch_size = device, ema, flip, 0, batch_size
         self.capturable = device.type == "cuda" and self.processes == 1
         settings = {"lr": lr, "betas": (beta1, 0.999), "fused": True, "capturable": device.type == "cuda"}
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **settings)
@@ -228,6 +241,9 @@ class Training:
 
     def _step(self, run, batch, weight=1.0):
         real = batch.to(self.device).contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [-1, 1]
+        if self.flip:
+            mirrored = torch.rand(len(batch), 1, 1, 1, device=self.device, generator=self.noise) < 0.5
+            real = torch.where(mirrored, real.flip(3), real)
         z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
         measures = train_step(self.netG, self.netD, self.optimizerG, self.optimizerD, real, z, run, weight)
         if self.netG_ema is not None:
