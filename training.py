@@ -176,7 +176,8 @@ class Training:
     """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes.
 
     lr, beta1: Adam's. ema: the average's decay, in [0, 1), 0 for none. precision: "fp32" or "bf16". seed: the noise's.
-    flip: mirror each picture with a probability of one half. Steps of `batch_size` pictures are compiled, if `compiled`, and captured as one graph on CUDA; others are not.
+    flip: mirror each picture with a probability of one half. Steps of `batch_size` pictures are compiled, if
+    `compiled`, and captured as one graph on CUDA; others are not.
 
     Where several processes have joined, each has a Training, takes its part of every batch, and ends up with the same
     weights. sync_bn: batch norm over the parts of all of them, not over each.
