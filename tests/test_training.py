@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 import dcgan
+import training as training_module
 from dcgan import Meter, StopOnSignal
 from models import Discriminator, Generator
 from runs import RunError
@@ -27,8 +28,8 @@ def networks(seed=0):
     return Generator(NZ, 8, 3, SIZE), Discriminator(8, 3, SIZE)
 
 
-def training(seed=0, ema=0.9, precision="fp32"):
-    settings = {"lr": 0.002, "beta1": 0.5, "ema": ema, "precision": precision, "seed": 7}
+def training(seed=0, ema=0.9, precision="fp32", flip=False):
+    settings = {"lr": 0.002, "beta1": 0.5, "ema": ema, "precision": precision, "seed": 7, "flip": flip}
     return Training(*networks(seed), torch.device("cpu"), **settings)
 
 
@@ -174,6 +175,23 @@ def test_freed_buffers_are_kept():
     assert faults[True] < faults[False] / 10
 
 
+def test_mirrored_pictures_are_what_d_sees(monkeypatch):
+    seen = []
+    step = training_module.train_step
+    monkeypatch.setattr(training_module, "train_step", lambda *a: seen.append(a[4].clone()) or step(*a))
+    pictures = batches(1, size=200)[0]
+    for flip in (True, True, False):
+        nets, settings = networks(), {"lr": 0.0, "beta1": 0.5, "ema": 0, "precision": "fp32", "seed": 7}
+        Training(*nets, torch.device("cpu"), **settings, flip=flip).step(pictures)
+    mirrored, again, plain = seen
+    assert torch.equal(mirrored, again)
+    assert torch.equal(plain, pictures.float() / 127.5 - 1)
+    is_plain = [torch.equal(ours, picture) for ours, picture in zip(mirrored, plain, strict=True)]
+    is_mirrored = [torch.equal(ours, picture.flip(2)) for ours, picture in zip(mirrored, plain, strict=True)]
+    assert all(a != b for a, b in zip(is_plain, is_mirrored, strict=True))
+    assert 70 < sum(is_mirrored) < 130
+
+
 def test_last_batch_of_one_is_finite():
     run = training()
     statistics = [run.step(batch) for batch in batches(2) + batches(1, size=1)]
@@ -256,16 +274,17 @@ def test_true_statistics_do_not_touch_the_training():
             assert torch.equal(run.step(batch), twin.step(batch))
 
 
-@pytest.mark.parametrize("ema", [0.0, 0.9])
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_continued_training_equals_unbroken_training(tmp_path, ema, precision):
-    unbroken, first = training(0, ema, precision), training(0, ema, precision)
+@pytest.mark.parametrize(
+    ("ema", "precision", "flip"), [(0.0, "fp32", False), (0.9, "fp32", True), (0.9, "bf16", False)]
+)
+def test_continued_training_equals_unbroken_training(tmp_path, ema, precision, flip):
+    unbroken, first = training(0, ema, precision, flip), training(0, ema, precision, flip)
     for batch in batches(5):
         unbroken.step(batch)
     for batch in batches(5)[:3]:
         first.step(batch)
     torch.save(first.state_dict(), tmp_path / "state.pth")
-    second = training(99, ema, precision)  # other first weights
+    second = training(99, ema, precision, flip)  # other first weights
     second.load_state_dict(torch.load(tmp_path / "state.pth", weights_only=True))
     for batch in batches(5)[3:]:
         second.step(batch)
@@ -306,7 +325,7 @@ def test_first_signal_waits_and_the_second_ends_all(name):
     signum = getattr(signal, name)
     before = signal.getsignal(signum)
     with StopOnSignal() as stop:
-        assert stop.received is None
+        assert stop.received == 0
         signal.raise_signal(signum)
         assert stop.received == signum
         assert signal.getsignal(signum) == signal.SIG_DFL
