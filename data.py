@@ -465,7 +465,8 @@ def build_cache(pictures, path, workers):
         lock.touch()
         with locked(lock):
             for left_over in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
-                left_over.unlink()
+                with contextlib.suppress(PermissionError):  # on Windows, where there is no lock, it may be at work
+                    left_over.unlink()
             if read_cached(path, pictures.shape) is None:  # else another process has made it meanwhile
                 write_cache(pictures, path, workers)
     except OSError as error:
@@ -498,8 +499,12 @@ def write_cache(pictures, path, workers):
             file.flush()
             os.fsync(file.fileno())
         partial_json.write_text(json.dumps(skipped), encoding="utf-8")
-        os.replace(partial_json, path.with_suffix(".json"))
-        os.replace(partial, path)
+        try:
+            os.replace(partial_json, path.with_suffix(".json"))
+            os.replace(partial, path)
+        except PermissionError:  # on Windows, if another process has made it meanwhile, and has it open
+            if read_cached(path, pictures.shape) is None:
+                raise
     finally:
         for left_over in (partial, partial_json):
             with contextlib.suppress(OSError):
@@ -508,18 +513,23 @@ def write_cache(pictures, path, workers):
 
 @contextlib.contextmanager
 def locked(path):
-    """Wait until no other process has the lock of the file `path`, and hold it; the lock dies with its holder."""
+    """Wait until no other process has the lock of the file `path`, and hold it; the lock dies with its holder.
+
+    Where there are no such locks, as on Windows and on some network drives, two processes do the same work twice.
+    """
     try:
         import fcntl
-    except ImportError:  # Windows has none; there, two processes do the same work twice
+    except ImportError:
         yield
         return
-    with open(path, "rb") as file:
+    with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as file:  # over NFS, a lock needs one to write to
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f"waiting for another process, which has {path}")
             fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:
+            pass
         yield
 
 

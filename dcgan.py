@@ -113,8 +113,6 @@ def parse_options(argv, processes):
     processes: how many have joined; 1 if --ngpu is still to start them.
     """
     parser = build_parser()
-    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"  # after one of them had died
-    parser.set_defaults(resume=restarted)
     args = parser.parse_args(argv)
     run, checkpoint = RunFolder(args.outf), None
     try:
@@ -199,11 +197,11 @@ def train(args, images, training, run, epoch, step):
     rank, processes = place()
     quiet = True if rank else None  # None: where there is no terminal
     bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=quiet, dynamic_ncols=True)
-    stopped = hinted = False
+    told, stopped, hinted = 0, False, False
     with StopOnSignal(patient=processes > 1) as stop, bar:
         while epoch < args.niter and not stopped:
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
-            meter, known = Meter(), len(images.skipped)
+            meter = Meter()
             part = functools.partial(part_of, rank=rank, processes=processes)
             for batch in images.batches(args.batch_size, args.manual_seed, epoch, step, part):
                 taken = len(batch) if processes == 1 else min(args.batch_size, len(images) - step * args.batch_size)
@@ -211,8 +209,8 @@ def train(args, images, training, run, epoch, step):
                     meter.add(training.step(batch, taken), taken)
                 step, seen = step + 1, seen + taken
                 bar.update(taken)
-                stop.received = largest(stop.received)  # all stop at the same step
-                stopped = bool(stop.received) or args.dry_run
+                told = largest(stop.received)  # all stop at the same step
+                stopped = bool(told) or args.dry_run
                 if meter.steps and (stopped or step % args.log_every == 0 or step == steps_per_epoch):
                     means = meter.read()
                     if rank == 0:
@@ -221,7 +219,7 @@ def train(args, images, training, run, epoch, step):
                     meter = Meter()
                 if stopped:
                     break
-            report(run, images, known)
+            report(run, images)
             whole = step == steps_per_epoch or args.dry_run  # an epoch to show and to keep
             if step == steps_per_epoch:
                 epoch, step = epoch + 1, 0
@@ -230,15 +228,15 @@ def train(args, images, training, run, epoch, step):
                     sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
                 save(args, images, training, run, epoch, step, whole)
-                stop.received = largest(stop.received)
-                stopped = stopped or bool(stop.received)
+                told = largest(stop.received)
+                stopped = stopped or bool(told)
         if rank == 0:
             run.animate(args.image_size)
-    if stop.received and epoch < args.niter:
-        name, where = signal.Signals(stop.received).name, f"epoch {epoch + 1}, step {step + 1}"
+    if told and epoch < args.niter:
+        name, where = signal.Signals(told).name, f"epoch {epoch + 1}, step {step + 1}"
         if rank == 0:
             print(f"{name}: saved in {run.path}; with --resume it goes on at {where}", file=sys.stderr)
-        return 128 + stop.received
+        return 128 + told
     return 0
 
 
@@ -253,7 +251,8 @@ def hint_if_D_wins(rows):
     """Say what helps, and return True, if D has won the last HINT_STEPS steps of the log's rows, and G's loss grows."""
     rows = [row for row in rows if row["step"] > rows[-1]["step"] - HINT_STEPS]
     middle = len(rows) // 2
-    wins = rows[-1]["step"] - rows[0]["step"] >= 0.8 * HINT_STEPS and all(row["D_G_z1"] < 0.02 for row in rows)
+    steps = rows[-1]["step"] - rows[0]["step"] + rows[1]["step"] - rows[0]["step"] if middle else 0
+    wins = steps >= 0.8 * HINT_STEPS and all(row["D_G_z1"] < 0.02 for row in rows)
     if not wins or sum(r["loss_G"] for r in rows[-middle:]) <= sum(r["loss_G"] for r in rows[:middle]):
         return False
     tqdm.write(
@@ -276,7 +275,8 @@ def summary(run, epoch, niter):
 
 def save(args, images, training, run, epoch, step, whole):
     """Save what `epoch` epochs and `step` steps gave: a checkpoint, and of a `whole` epoch weights and pictures."""
-    training.refresh_statistics(min(128, args.batch_size))
+    together = 1 if args.sync_bn else place()[1]
+    training.refresh_statistics(min(128, args.batch_size // together))  # as many as batch norm sees in training
     state = checkpoint_of(args, images, training, epoch, step)
     for name in ("netG", "netD"):
         if not all(t.isfinite().all() for t in state[name].values()):
@@ -363,8 +363,8 @@ def check_processes(args, processes):
     """Raise RunError if the processes that --ngpu asks for, or that have joined, cannot train together."""
     wanted = max(args.ngpu, processes)
     here = torch.cuda.device_count() if args.cuda else wanted
-    if args.ngpu > here:
-        raise RunError(f"--ngpu {args.ngpu}: torch finds {here} CUDA devices here")
+    if max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > here:
+        raise RunError(f"--ngpu {max(args.ngpu, processes)}: torch finds {here} CUDA devices here")
     if wanted > 1 and args.accel and not args.cuda and pick_device(False, True).type not in ("cpu", "cuda"):
         raise RunError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
     if args.batch_size % wanted:
@@ -373,37 +373,38 @@ def check_processes(args, processes):
         raise RunError(f"--batchSize {args.batch_size} does not divide into {wanted} equal parts; {near} would")
 
 
-def report(run, images, known=None):
-    """Warn of pictures and folders that were left out, or only of pictures beyond the first `known`; list them all.
+def report(run, images):
+    """Warn of pictures and folders that were left out since the last report, and list them in skipped.txt.
 
     Where several processes have joined, all must call it: where pictures are decoded at every use, each knows its own.
     """
-    skipped = {each: None for reports in everyones(images.skipped) for each in reports[known:]}
-    new = {"pictures": list(skipped), "folders": images.unlisted if known is None else []}
-    if place()[0] > 0 or not any(new.values()):
-        return
-    for what, reports in new.items():
-        if reports:
-            names = ", ".join(reports[:3]) + (f", ...; all are in {run.skipped}" if len(reports) > 3 else "")
-            tqdm.write(f"warning: {len(reports)} {what} that cannot be read were left out: {names}", sys.stderr)
-    run.add_skipped([report for reports in new.values() for report in reports])
+    everything = {"pictures": [each for reports in everyones(images.skipped) for each in reports]}
+    everything["folders"] = images.unlisted
+    for what, reports in everything.items() if place()[0] == 0 else ():
+        new = [each for each in dict.fromkeys(reports) if each not in run.reported]
+        if new:
+            names = ", ".join(new[:3]) + (f", ...; all are in {run.skipped}" if len(new) > 3 else "")
+            tqdm.write(f"warning: {len(new)} {what} that cannot be read were left out: {names}", sys.stderr)
+            run.add_skipped(new)
 
 
 def main(argv=None):
     sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training begins: tidy up and go
     rank, processes = join()
-    args, run, checkpoint = parse_options(argv, processes) if rank == 0 else (None, None, None)
+    asked = agree_on_options(argv, rank, processes)
+    if isinstance(asked, int):
+        return asked
+    args, run, checkpoint = asked
     if processes == 1 and args.ngpu > 1:
         return launch(args.ngpu, __file__, sys.argv[1:] if argv is None else argv)
-    args, checkpoint = firsts((args, checkpoint))
-    run = run or RunFolder(args.outf)
+    device = None
     try:
         device = pick_device(args.cuda, args.accel, int(os.environ.get("LOCAL_RANK", 0)))
-        tune(device)
         args.precision = args.precision or default_precision(device)
         netG, netD = build_networks(args)
         images = prepare_images(args, rank)
+        tune(device)  # after decoding, whose memory is better given back
         training = build_training(args, device, netG, netD, len(images))
         if device.type == "cuda":
             images.keep_on(device, torch.cuda.mem_get_info(device)[0])
@@ -420,7 +421,7 @@ def main(argv=None):
     except OSError as error:
         return refuse(error, 1)
     except KeyboardInterrupt:
-        return refuse("interrupted before training began", 130)
+        return refuse("interrupted before training began", 130) if rank == 0 else 130
     except RuntimeError as error:
         return refuse_or_raise(error, args, device)
     try:
@@ -431,13 +432,30 @@ def main(argv=None):
         return refuse_or_raise(error, args, device)
 
 
+def agree_on_options(argv, rank, processes):
+    """Return (options, RunFolder, checkpoint) as the first process has them, or an exit code if it refused them."""
+    asked = None
+    if rank == 0:
+        try:
+            asked = parse_options(argv, processes)
+        except SystemExit as refused:
+            firsts(refused.code)
+            raise
+    asked = firsts(asked)  # a RunFolder that has not been opened is nothing but names
+    return asked or 0
+
+
 def prepare_images(args, rank):
     """Return the run's Images, prepared once on every machine by as many workers as its processes have together."""
-    together = 1 if args.cache == "none" else int(os.environ.get("LOCAL_WORLD_SIZE", 1))
-    workers = max(args.workers, min(args.workers * together, os.cpu_count() or 1))
+    here, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
+    workers = args.workers if args.cache == "none" else max(args.workers, min(args.workers * here, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
+    if not first:
+        everyones(None)  # the first of this machine downloads and prepares
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
         images = load_images(*source, cache=args.cache, workers=workers)
+    if first:
+        everyones(None)
     counts = everyones(len(images))
     if len(set(counts)) > 1:
         raise RunError(f"--dataroot {args.dataroot}: the processes find different numbers of pictures: {counts}")
@@ -449,13 +467,13 @@ def begin(args, images, training, run, checkpoint):
     if checkpoint:
         if checkpoint["pictures"] != len(images):
             raise RunError(f"--resume: the run had {checkpoint['pictures']} pictures, now there are {len(images)}")
-        before = len(checkpoint["noise"])
-        if before != training.processes and training.rank == 0:
-            print(f"note: {before} processes began what {training.processes} go on with: not bit for bit the same")
         try:
             training.load_state_dict(checkpoint)
+            before = len(checkpoint["noise"])
         except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # whatever is not as it was saved
             raise RunError(f"--resume: the checkpoint in {run.path} is not one of these networks") from None
+        if before != training.processes and training.rank == 0:
+            print(f"note: {before} processes began what {training.processes} go on with: not bit for bit the same")
     first_state = None if checkpoint else checkpoint_of(args, images, training, 0, 0)
     if training.rank > 0:
         return (checkpoint["epoch"], checkpoint["step"]) if checkpoint else (0, 0)

@@ -272,8 +272,9 @@ def main(argv=None):
     except KeyboardInterrupt:
         parser.exit(130, f"generate.py: interrupted; the pictures in {outf} are whole\n")
     print(f"{' and '.join(made)} in {outf}")
-    if args.show:
-        show(outf / next(name for name in made[-1].split() if name.endswith(".png")))
+    grids = [name for name in " ".join(made).split() if name.endswith(".png")]
+    if args.show and grids:
+        show(outf / grids[0])
 
 
 def make(netG, args, outf):

@@ -147,7 +147,7 @@ class RunFolder:
     def __init__(self, path):
         self.path, self.rows, self.log, self.lock = Path(path), [], None, None
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
-        self.skipped = self.path / "skipped.txt"
+        self.skipped, self.reported = self.path / "skipped.txt", set()
         self.newest_is_good = True
 
     def check_free(self, resume):
@@ -221,6 +221,7 @@ class RunFolder:
 
     def add_skipped(self, reports):
         """Add to skipped.txt a line for each picture or folder that was left out, unless it is there."""
+        self.reported.update(reports)
         lines = [report.encode(errors="surrogateescape") for report in reports]  # names as they are on the disk
         before = self.skipped.read_bytes().splitlines() if self.skipped.exists() else []
         text = b"\n".join([*dict.fromkeys([*before, *lines]), b""])

@@ -7,10 +7,11 @@
 import copy
 import datetime
 import functools
-import logging
 import math
 import os
+import signal
 import sys
+import tempfile
 import warnings
 
 import torch
@@ -113,12 +114,26 @@ def runner(device, precision, compiled=False, spread=()):
     with warnings.catch_warnings():  # of a new name for broadcast_buffers, which PyTorch before 2.13 does not know
         warnings.simplefilter("ignore", FutureWarning)
         spread = {f: DistributedDataParallel(Part(prepared(f), net), **settings) for f, net in spread}
+    if device.type == "cpu":
+        for parallel in spread.values():
+            parallel.register_comm_hook(None, average_in_order)
 
     def run(f, net, *args):
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
             return spread[f](*args) if f in spread else prepared(f)(net, *args)
 
     return run
+
+
+def average_in_order(_, bucket):
+    """Average a bucket of gradients over all processes, adding always in the same order, for exact continuation.
+
+    The usual ring adds in an order that follows from a number's place in the bucket, which changes after a first step.
+    """
+    gradients = bucket.buffer()
+    parts = [torch.empty_like(gradients) for _ in range(place()[1])]
+    gathered = dist.all_gather(parts, gradients, async_op=True).get_future()
+    return gathered.then(lambda _: functools.reduce(torch.add, parts).div_(len(parts)))
 
 
 class Part(nn.Module):
@@ -180,7 +195,7 @@ class Training:
     `compiled`, and captured as one graph on CUDA; others are not.
 
     Where several processes have joined, each has a Training, takes its part of every batch, and ends up with the same
-    weights. sync_bn: batch norm over the parts of all of them, not over each.
+    weights; with `compiled`, parts of every size are compiled. sync_bn: batch norm over the parts of all of them.
     """
 
     def __init__(
@@ -230,6 +245,8 @@ class Training:
         weight = 1.0
         if self.processes > 1:
             weight = len(part_of(range(of), self.rank, self.processes)) * self.processes / of if len(batch) else 0.0
+            for layer in (*self.netG.main, *self.netD.main):
+                layer.counted = float(len(batch) > 0)  # SyncBatchNorm's
             if not len(batch):  # the others wait for gradients
                 batch = torch.zeros(1, *batch.shape[1:], dtype=torch.uint8)
         self.blend.fill_(1 - min(self.ema, (1 + self.steps) / (10 + self.steps)))
@@ -280,8 +297,11 @@ class Training:
             getattr(self, name).load_state_dict(state[name])
         for optimizer in (self.optimizerG, self.optimizerD):
             for weight, moments in optimizer.state.items():
-                if not moments["exp_avg"].shape == moments["exp_avg_sq"].shape == weight.shape:
-                    raise ValueError("an optimizer's moments are not of its weights' shape")
+                for name in ("exp_avg", "exp_avg_sq"):
+                    if moments[name].shape != weight.shape:
+                        raise ValueError("an optimizer's moments are not of its weights' shape")
+                    # In the layout of this device: the fused Adam pairs numbers by their place in memory.
+                    moments[name] = torch.empty_like(weight).copy_(moments[name])
         for group in self.optimizerG.param_groups + self.optimizerD.param_groups:
             group["capturable"] = self.device.type == "cuda"  # that of another kind of device came with the state
         self.whole_step = self._captured()  # what was captured holds the optimizers' old tensors
@@ -310,13 +330,16 @@ def join(hours=6):
         store, rank, processes = next(dist.rendezvous("env://", timeout=timeout))
         # A restarted job may find the addresses of the one before in the store.
         store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{processes}", store)
-        dist.init_process_group(store=store, rank=rank, world_size=processes, timeout=timeout)
+        gpus = torch.cuda.is_available() and dist.is_nccl_available()
+        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
     return place()
 
 
 def is_lost_process(error):
     """Return whether another process of the job has ended, which is what `error` comes from."""
-    return place()[1] > 1 and (isinstance(error, dist.DistError) or "gloo" in str(error))
+    ends = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe")
+    return place()[1] > 1 and any(end in str(error) for end in ends)
 
 
 def place():
@@ -381,16 +404,22 @@ class AllSum(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes (torch's own of this name does not run on a CPU)."""
+    """Batch norm over the batches of all processes (torch's own of this name does not run on a CPU).
+
+    counted: 0.0 where this process's batch is none of the pictures, only there to take part.
+    """
+
+    counted = 1.0
 
     def forward(self, x):
         if not self.training or place()[1] == 1:
             return super().forward(x)
         values = x.float()
-        sums = AllSum.apply(torch.cat([values.sum((0, 2, 3)), values.new_tensor([x[:, 0].numel()])]))
+        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x[:, 0].numel()])])
+        sums = AllSum.apply(self.counted * sums)
         count, mean = sums[-1], sums[:-1] / sums[-1]
         values = values - mean[:, None, None]
-        var = AllSum.apply(values.square().sum((0, 2, 3))) / count
+        var = AllSum.apply(self.counted * values.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -409,19 +438,24 @@ def synchronize_batch_norm(net):
 
 def launch(processes, script, argv):
     """Run a script in so many processes on this machine, by torch's launcher; return its exit code."""
-    from torch.distributed.elastic.multiprocessing import SignalException
+    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher's: the processes speak for themselves
+    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds to save in; 30 in PyTorch before 2.13
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    logging.getLogger("torch.distributed").setLevel(logging.CRITICAL)  # the processes speak for themselves
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # those not ignored by nohup
+    names = [name for name in names if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
     where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
-    config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **where)
-    try:
-        elastic_launch(config, sys.executable)(script, *argv)
-    except SignalException as stopped:
-        return 128 + stopped.sigval
-    except ChildFailedError as failed:
-        code = failed.get_first_failure()[1].exitcode
-        return code if code > 0 else 128 - code  # that of a shell, where a signal killed it
+    with tempfile.TemporaryDirectory() as logs:
+        where |= {"logs_specs": DefaultLogsSpecs(log_dir=logs), "signals_to_handle": ",".join(names)}
+        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **where)
+        try:
+            elastic_launch(config, sys.executable)(script, *argv)
+        except SignalException as stopped:
+            return 128 + stopped.sigval
+        except ChildFailedError as failed:
+            code = failed.get_first_failure()[1].exitcode
+            return code if code > 0 else 128 - code  # that of a shell, where a signal killed it
     return 0

@@ -220,6 +220,20 @@ def test_signal_in_the_last_step_of_an_epoch_finds_the_epoch_saved(base, unbroke
     assert without_speed(log_rows(folder)) == without_speed(log_rows(unbroken))
 
 
+def test_a_signal_while_the_processes_agree_is_not_lost(base, unbroken, monkeypatch):
+    """It comes inside the very call that asks whether one has come."""
+    first = iter([True])
+
+    def interrupted(number):
+        if next(first, False):
+            signal.raise_signal(signal.SIGTERM)
+        return number
+
+    monkeypatch.setattr(dcgan, "largest", interrupted)
+    assert here(base / "agree", *RUN, "--niter", "1") == 143
+    assert checkpoint(base / "agree")["steps"] == 2
+
+
 def test_signals_that_the_caller_ignores_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:

@@ -189,6 +189,14 @@ def test_grey_and_other_sizes(tmp_path, nc, size, option):
     assert len(list(made.iterdir())) == (2 if option[0] == "--interpolate" else 1)
 
 
+def test_show_shows_a_picture_or_nothing(weights, monkeypatch):
+    shown = []
+    monkeypatch.setattr(generate, "show", shown.append)
+    run(weights, "--explore", "--show")
+    run(weights, "--interpolate", "2", "--explore", "--show")
+    assert [path.name for path in shown] == ["walk.png"]
+
+
 def test_all_at_once_in_a_process_of_its_own(weights):
     command = [sys.executable, generate.__file__, "--load_path", str(weights), "--outf", str(weights.parent / "all")]
     options = ["--interpolate", "2", "--arithmetic", "1+2", "--explore"]

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="looks into /pro
 
 # One of several processes: takes a step of lr 0 for each case and keeps its gradients; then 20 steps of the usual kind.
 WORKER = """
-import sys, torch
+import copy, sys, torch
 torch.set_num_threads(1)
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_training import networks
@@ -45,8 +45,20 @@ for i in range(20):
     count = 12 if i % 7 else 5
     pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
     training.step(part_of(pictures, rank, processes), count)
+    if i == 9:
+        half = copy.deepcopy(training.state_dict())
 state = training.state_dict()
-found["trained"] = {{name: state[name] for name in ("netG", "netD", "netG_ema", "optimizerG", "optimizerD")}}
+again = Training(*networks(1), torch.device("cpu"), lr=0.002, **settings)
+again.load_state_dict(half)
+draw = torch.Generator().manual_seed(4)
+for i in range(20):
+    count = 12 if i % 7 else 5
+    pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
+    if i > 9:
+        again.step(part_of(pictures, rank, processes), count)
+names = ("netG", "netD", "netG_ema", "optimizerG", "optimizerD")
+for which, state in (("trained", state), ("continued", again.state_dict())):
+    found[which] = {{name: state[name] for name in names}}
 torch.save(found, f"{{sys.argv[1]}}/{{rank}}.pth")
 """
 
@@ -103,7 +115,7 @@ def test_gradients_are_the_means_of_the_parts(found, count):
             torch.testing.assert_close(process[False, count][which], expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("count", [12, 7])
+@pytest.mark.parametrize("count", [12, 7, 2])
 def test_with_synchronized_batch_norm_they_are_those_of_one_process(found, count):
     pictures, z = (torch.cat(parts) for parts in zip(*batch_of(count, len(found)), strict=True))
     expected = plain_gradients(*networks(), pictures, z)
@@ -122,6 +134,13 @@ def test_all_processes_end_up_with_the_same_weights(found):
             if "running_" in name  # batch norm's are each process's own
         }
     assert not torch.equal(first["/netG/main.0.weight"], networks()[0].state_dict()["main.0.weight"])
+
+
+def test_continued_training_is_the_same_bit_for_bit(found):
+    """Also with three processes, where the order of a sum counts."""
+    for process in found[:1]:  # the running statistics of the others begin with the first's
+        continued, trained = tensors_of(process["continued"]), tensors_of(process["trained"])
+        assert [name for name in trained if not torch.equal(trained[name], continued[name])] == []
 
 
 @pytest.mark.parametrize(("count", "processes"), list(itertools.product((0, 1, 2, 7, 12), (1, 2, 3, 8))))
@@ -198,7 +217,7 @@ def test_a_restarted_job_goes_on_by_itself(base, unbroken):
     folder = base / "restarted"
     folder.mkdir()
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, "--max-restarts", "1", str(ROOT / "dcgan.py"), *RUN]
+    command = [*launcher, "--max-restarts", "1", str(ROOT / "dcgan.py"), *RUN, "--resume"]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(base / "cache")}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for(lambda: "\n1," in "\n" + log(folder), process)

@@ -148,6 +148,20 @@ def test_state_of_another_device_keeps_this_ones_way():
     assert run.step(batches(1)[0]).isfinite().all()
 
 
+def test_state_of_a_device_with_another_layout_goes_on_the_same(monkeypatch):
+    """Adam's moments, of a network in one layout, loaded for one in another: they belong to the same weights."""
+    elsewhere, here = training(), training()
+    for batch in batches(3):
+        elsewhere.step(batch), here.step(batch)
+    monkeypatch.setattr(training_module, "fastest_layout", lambda device: torch.contiguous_format)
+    other = training(99)
+    other.load_state_dict(elsewhere.state_dict())
+    for batch in batches(2, seed=4):
+        here.step(batch), other.step(batch)
+    for ours, theirs in zip(here.netG.parameters(), other.netG.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
 def test_default_precision_of_a_cpu():
     assert default_precision(torch.device("cpu")) == "fp32"
 
