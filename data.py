@@ -380,11 +380,11 @@ class Images:
     """The prepared pictures of a data set: an array of rows, on disk or on a device, or decoded at every use.
 
     len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: folders
-    that could not be looked into.
+    that could not be looked into. images.path: the file of the array, if it is on disk.
     """
 
-    def __init__(self, rows, skipped, unlisted, workers=0):
-        self.rows, self.skipped, self.unlisted, self.workers = rows, skipped, unlisted, workers
+    def __init__(self, rows, skipped, unlisted, workers=0, path=None):
+        self.rows, self.skipped, self.unlisted, self.workers, self.path = rows, skipped, unlisted, workers, path
 
     def __len__(self):
         return len(self.rows)
@@ -438,7 +438,7 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
     if read_cached(path, pictures.shape) is None:
         build_cache(pictures, path, workers)
-    return Images(*read_cached(path, pictures.shape), unlisted)
+    return Images(*read_cached(path, pictures.shape), unlisted, path=path)
 
 
 def cache_folder():

@@ -22,6 +22,7 @@ import torchvision
 from tqdm import tqdm
 
 from data import SOURCES, DataError, load_images
+from judge import Judge
 from models import (
     Discriminator,
     Generator,
@@ -31,6 +32,7 @@ from models import (
     load_discriminator,
     load_generator,
     pictures,
+    weights_of,
 )
 from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, tune
 from training import (
@@ -53,7 +55,7 @@ from training import (
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "sync_bn", "manual_seed")
 # What a continued run takes from its checkpoint unless it is given again.
-KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every")
+KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every", "fid")
 HINT_STEPS = 500  # so many steps D must win in a row for a hint
 DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. What was saved before is good"
 
@@ -103,6 +105,12 @@ def build_parser():
     add("--resume", action="store_true", help="continue the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help="epochs from one save to the next [%(default)s]")
     add("--log-every", type=count, default=10, metavar="N", help="steps that a row of log.csv is about [%(default)s]")
+    add(
+        "--fid",
+        type=number(int, 2),
+        metavar="N",
+        help="at each save, Frechet distance of N samples to the pictures [off]",
+    )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
     return parser
 
@@ -190,7 +198,7 @@ class Meter:
         return means | {"images_per_s": self.images / (time.perf_counter() - self.start)}
 
 
-def train(args, images, training, run, epoch, step):
+def train(args, images, training, run, judge, epoch, step):
     """Train from batch `step` of `epoch` on, to the end or until told to stop; return the exit code."""
     steps_per_epoch = math.ceil(len(images) / args.batch_size)
     seen = epoch * len(images) + step * args.batch_size
@@ -227,7 +235,7 @@ def train(args, images, training, run, epoch, step):
                     tqdm.write(summary(run, epoch, args.niter))
                     sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
-                save(args, images, training, run, epoch, step, whole)
+                save(args, images, training, run, judge, epoch, step, whole)
                 told = largest(stop.received)
                 stopped = stopped or bool(told)
         if rank == 0:
@@ -273,7 +281,7 @@ def summary(run, epoch, niter):
     ).format(epoch, niter, **means)
 
 
-def save(args, images, training, run, epoch, step, whole):
+def save(args, images, training, run, judge, epoch, step, whole):
     """Save what `epoch` epochs and `step` steps gave: a checkpoint, and of a `whole` epoch weights and pictures."""
     together = 1 if args.sync_bn else place()[1]
     training.refresh_statistics(min(128, args.batch_size // together))  # as many as batch norm sees in training
@@ -290,6 +298,8 @@ def save(args, images, training, run, epoch, step, whole):
                 run.save_weights(f"{name}_epoch_{done}", state[name])
         z = latents(range(grid_size(args.image_size)), args.nz)  # those of generate.py's first pictures
         save_grid(run.path / f"fake_samples_epoch_{done:03d}.png", pictures(training.shown_generator, z))
+        if judge and run.add_distance(judge.distance(training.shown_generator)):
+            run.save_weights("netG_best", weights_of(training.shown_generator))
     run.save_checkpoint(state)
     run.plot_losses(math.ceil(len(images) / args.batch_size))
 
@@ -408,6 +418,7 @@ def main(argv=None):
         training = build_training(args, device, netG, netD, len(images))
         if device.type == "cuda":
             images.keep_on(device, torch.cuda.mem_get_info(device)[0])
+        judge = Judge(images, args.fid, device) if args.fid and rank == 0 else None
         epoch, step = begin(args, images, training, run, checkpoint)
         if rank == 0:
             describe(args, device, images, training)
@@ -425,7 +436,7 @@ def main(argv=None):
     except RuntimeError as error:
         return refuse_or_raise(error, args, device)
     try:
-        return train(args, images, training, run, epoch, step)
+        return train(args, images, training, run, judge, epoch, step)
     except (DataError, RunError, OSError) as error:
         return refuse(error, 1)
     except RuntimeError as error:

@@ -217,7 +217,12 @@ def load_network(kind, path, average):
 
 
 def newest_weights(folder, role, average):
-    """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint."""
+    """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint.
+
+    With `average`, netG_best.pth goes before all, the averaged generator of the epoch that was measured the best.
+    """
+    if average and role == "netG" and (folder / "netG_best.pth").is_file():
+        return folder / "netG_best.pth"
     by_age = []  # (epochs done, steps after that, preference, path)
     for path in folder.glob(f"{role}*_epoch_*.pth"):
         match = re.fullmatch(rf"{role}(_ema)?_epoch_(\d+)\.pth", path.name)

@@ -22,7 +22,7 @@ from torchvision.utils import make_grid
 from models import ModelError, read_file
 
 MEASURES = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")  # what a step reports
-LOG_FIELDS = ("epoch", "step", "images", *MEASURES, "images_per_s")
+LOG_FIELDS = ("epoch", "step", "images", *MEASURES, "images_per_s", "fid")  # the last only where it was measured
 MOST_FRAMES = 60  # of the animation
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
 
@@ -180,16 +180,23 @@ class RunFolder:
         for left_over in self.path.glob(".*.part"):
             left_over.unlink()
         if not resumed:
-            for weights in [self.newest, self.previous, self.skipped, *self.path.glob("net*_epoch_*.pth")]:
+            for weights in [self.newest, self.previous, self.skipped, *self.path.glob("net*.pth")]:
                 weights.unlink(missing_ok=True)
         path = self.path / "log.csv"
         if resumed and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:
-                whole = (row for row in csv.DictReader(file) if all(row.get(field) for field in LOG_FIELDS))
-                rows = [{k: int(row[k]) if row[k].isdigit() else float(row[k]) for k in LOG_FIELDS} for row in whole]
+                whole = (row for row in csv.DictReader(file) if all(row.get(field) for field in LOG_FIELDS[:-1]))
+                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if k and v} for row in whole]
             self.rows = [row for row in rows if row["step"] <= resumed["steps"]]
+        self._write_log()
+
+    def _write_log(self):
+        """Write log.csv anew, and open it for rows to come."""
         lines = [",".join(LOG_FIELDS), *map(log_line, self.rows), ""]
+        path = self.path / "log.csv"
         write_whole(path, lambda file: file.write("\n".join(lines).encode()))
+        if self.log:
+            self.log.close()
         self.log = open(path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
 
     def _check_unchanged(self, resumed):
@@ -211,9 +218,16 @@ class RunFolder:
             raise RunError(f"--outf {self.path}: another run is writing there; choose another --outf") from None
 
     def add_row(self, row):
-        """Append one row (a dict with LOG_FIELDS) to log.csv."""
+        """Append one row (a dict with LOG_FIELDS but "fid") to log.csv."""
         self.rows.append(row)
         print(log_line(row), file=self.log, flush=True)
+
+    def add_distance(self, distance):
+        """Add the Fréchet distance to the last row; return whether it is the lowest so far."""
+        lowest = min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
+        self.rows[-1]["fid"] = distance
+        self._write_log()
+        return distance < lowest
 
     def save_settings(self, settings):
         text = json.dumps(settings, indent=2) + "\n"
@@ -259,8 +273,12 @@ class RunFolder:
         from matplotlib.figure import Figure
 
         epochs = np.array([row["step"] for row in self.rows]) / steps_per_epoch
-        figure = Figure(figsize=(10, 7), layout="constrained")
-        axes = figure.subplots(2, sharex=True)
+        measured = [(epoch, row["fid"]) for epoch, row in zip(epochs, self.rows, strict=True) if "fid" in row]
+        figure = Figure(figsize=(10, 10 if measured else 7), layout="constrained")
+        axes = figure.subplots(3 if measured else 2, sharex=True)
+        if measured:
+            axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
+            axes[2].set(ylim=(0, None))
         curves = (
             (axes[0], "loss_D", "tab:orange", "loss of D"),
             (axes[0], "loss_G", "tab:blue", "loss of G"),
@@ -275,7 +293,8 @@ class RunFolder:
             smooth = np.convolve(values, np.ones(window) / window, "valid")
             axis.plot(epochs[window - 1 :], smooth, color=colour, label=label, marker="o" if len(values) == 1 else None)
         axes[0].set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
-        axes[1].set(ylabel="mean probability of being real", xlabel="epochs", ylim=(0, 1))
+        axes[1].set(ylabel="mean probability of being real", ylim=(0, 1))
+        axes[-1].set(xlabel="epochs")
         for axis in axes:
             axis.grid(alpha=0.3)
             axis.legend(loc="upper right")
@@ -302,4 +321,5 @@ class RunFolder:
 
 
 def log_line(row):
-    return ",".join(f"{row[field]:.6g}" if isinstance(row[field], float) else str(row[field]) for field in LOG_FIELDS)
+    values = (row.get(field, "") for field in LOG_FIELDS)
+    return ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)

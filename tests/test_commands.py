@@ -83,7 +83,7 @@ def assert_same_run(folder, expected):
 
 def log_rows(folder):
     with open(folder / "log.csv", newline="") as file:
-        return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        return [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
 
 
 def without_speed(rows):
