@@ -371,16 +371,15 @@ def describe(args, device, images, training):
 
 def check_processes(args, processes):
     """Raise RunError if the processes that --ngpu asks for, or that have joined, cannot train together."""
-    wanted = max(args.ngpu, processes)
-    here = torch.cuda.device_count() if args.cuda else wanted
-    if max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1))) > here:
-        raise RunError(f"--ngpu {max(args.ngpu, processes)}: torch finds {here} CUDA devices here")
+    wanted, here = max(args.ngpu, processes), max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if args.cuda and 1 < here > torch.cuda.device_count():
+        raise RunError(f"--ngpu {here}: torch finds {torch.cuda.device_count()} CUDA devices here")
     if wanted > 1 and args.accel and not args.cuda and pick_device(False, True).type not in ("cpu", "cuda"):
         raise RunError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
     if args.batch_size % wanted:
         below = args.batch_size // wanted * wanted
         near = f"{below} and {below + wanted}" if below else wanted
-        raise RunError(f"--batchSize {args.batch_size} does not divide into {wanted} equal parts; {near} would")
+        raise RunError(f"--batchSize {args.batch_size} does not divide among {wanted} processes (--ngpu); {near} would")
 
 
 def report(run, images):

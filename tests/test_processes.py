@@ -238,8 +238,8 @@ def test_a_job_goes_on_with_another_number_of_processes(base, unbroken, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ngpu", "3"], "--batchSize 16 does not divide into 3 equal parts; 15 and 18 would"),
-        (["--ngpu", "32"], "--batchSize 16 does not divide into 32 equal parts; 32 would"),
+        (["--ngpu", "3"], "--batchSize 16 does not divide among 3 processes (--ngpu); 15 and 18 would"),
+        (["--ngpu", "32"], "--batchSize 16 does not divide among 32 processes (--ngpu); 32 would"),
         (["--ngpu", "2", "--cuda"], "--ngpu 2: torch finds 0 CUDA devices here"),
     ],
 )
