@@ -248,15 +248,14 @@ def test_a_killed_run_leaves_no_processes(tmp_path):
     assert not any(map(alive, workers))
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
-def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(base, tmp_path, name):
+def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(tmp_path):
     options = streaming(tmp_path / "run")
     finish(start(tmp_path / "whole", "dcgan.py", *options, "--niter", "3"))
     process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "3")
     log = tmp_path / "run" / "out" / "log.csv"
     wait_for(lambda: log.exists() and len(log.read_text().splitlines()) > 2, process)
-    process.send_signal(getattr(signal, name))
-    assert f"{name}: saved in out" in finish(process, 128 + getattr(signal, name))
+    process.send_signal(signal.SIGHUP)
+    assert "SIGHUP: saved in out" in finish(process, 129)
     assert checkpoint(tmp_path / "run" / "out")["steps"] < 24
     finish(start(tmp_path / "run", "dcgan.py", *options, "--niter", "3", "--resume"))
     assert_same_run(tmp_path / "run" / "out", tmp_path / "whole" / "out")
