@@ -16,7 +16,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_commands import RUN, SMALL, assert_same_run, checkpoint, files, finish, hashes, here, start, wait_for
+from test_commands import (
+    RUN,
+    SMALL,
+    assert_same_run,
+    checkpoint,
+    files,
+    finish,
+    hashes,
+    here,
+    log_rows,
+    start,
+    wait_for,
+)
 from test_data import write
 from test_models import randomised
 
@@ -398,6 +410,28 @@ def test_the_largest_picture_takes_less_than_2_gb(tmp_path):
     megabytes, skipped = subprocess.check_output(command, cwd=ROOT, text=True).split(maxsplit=1)
     assert skipped == "[]\n"
     assert 1_000 < int(megabytes) < 2_000
+
+
+def test_fewer_pictures_than_a_batch_train(tmp_path, capsys):
+    write(tmp_path / "in", "a.png", "b.png", "c.png")
+    assert here(tmp_path / "out", *FOLDER, "--dataroot", tmp_path / "in", "--workers", "0", "--niter", "2") == 0
+    assert "fewer pictures than --batchSize 128: every step takes all 3" in capsys.readouterr().out
+    assert [row["images"] for row in log_rows(tmp_path / "out")] == [3, 6]
+
+
+def test_any_number_of_samples_takes_the_same_memory(tmp_path):
+    torch.save(randomised(Generator(4, 4, 3, 16)).state_dict(), tmp_path / "w.pth")
+    code = (
+        "import generate, resource, sys; generate.main(sys.argv[1:]);"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+    )
+    megabytes = []
+    for count in ("100", "4000"):
+        options = ["--load_path", tmp_path / "w.pth", "--outf", tmp_path / count, "--num_output", count]
+        output = subprocess.check_output([sys.executable, "-c", code, *options], cwd=ROOT, text=True)
+        megabytes.append(int(output.split()[-1]))
+        assert len(list((tmp_path / count).glob("seed*.png"))) == int(count)
+    assert megabytes[1] - megabytes[0] < 20
 
 
 # Weights
