@@ -53,5 +53,6 @@ def test_command_of_the_readme(command, home):
     elif "--cuda" not in arguments and options.dataset != "cifar10" and not options.fid:  # not to be had in a test
         for option in filter(None, (options.netG, options.netD)):  # of a later epoch than one step gives
             shutil.copy(home / option.replace("11", "0"), home / option)
-        finish(start(home, program, *arguments, *([] if options.resume else SMALL), "--dry-run"))
+        continues = options.resume and "--imageSize" not in arguments  # what it was begun with
+        finish(start(home, program, *arguments, *([] if continues else SMALL), "--dry-run"))
         assert (home / options.outf / "checkpoint.pth").is_file()
