@@ -7,6 +7,7 @@
 import copy
 import datetime
 import functools
+import logging
 import math
 import os
 import signal
@@ -438,7 +439,7 @@ def synchronize_batch_norm(net):
 
 def launch(processes, script, argv):
     """Run a script in so many processes on this machine, by torch's launcher; return its exit code."""
-    os.environ.setdefault("LOGLEVEL", "CRITICAL")  # the launcher's: the processes speak for themselves
+    logging.disable(logging.ERROR)  # in the launcher: the processes speak for themselves
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds to save in; 30 in PyTorch before 2.13
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException

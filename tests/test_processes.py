@@ -2,6 +2,7 @@
 
 import itertools
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -188,7 +189,7 @@ def test_a_stopped_job_continues_exactly(base, unbroken, name, code):
     process = start(folder, "dcgan.py", *RUN, "--ngpu", "2")
     wait_for(lambda: "\n1," in "\n" + log(folder), process)
     process.send_signal(getattr(signal, name))
-    assert f"{name}: saved in out" in finish(process, code)
+    assert re.fullmatch(f"{name}: saved in out; with --resume it goes on at epoch ., step .*\n", finish(process, code))
     assert checkpoint(folder / "out")["steps"] < 189
     finish(start(folder, "dcgan.py", "--resume", "--ngpu", "2"))
     assert_same_run(folder / "out", unbroken)
