@@ -165,6 +165,19 @@ def test_a_full_disk_leaves_every_file_whole(base, unbroken):
     assert_same_run(folder / "out", unbroken)
 
 
+def test_a_run_folder_that_cannot_be_written_is_refused(tmp_path):
+    """In a file system that is mounted read-only, which stops root as well."""
+    script = 'mkdir fixed && mount -t tmpfs -o ro tmpfs fixed || exit 77\n"$@" 2>errors; echo $? >code'
+    command = [sys.executable, str(ROOT / "dcgan.py"), *RUN, "--outf", "fixed/out", "--cache", "cache"]
+    subprocess.run(["unshare", "-rm", "sh", "-c", script, "sh", *command], cwd=tmp_path)
+    if not (tmp_path / "code").exists():
+        pytest.skip("may not mount a file system here")
+    assert (tmp_path / "code").read_text() == "2\n"
+    expected = "dcgan.py: --outf fixed/out: fixed is not a folder that can be written to; choose another --outf\n"
+    assert (tmp_path / "errors").read_text().replace(f"{tmp_path}/", "") == expected
+    assert not (tmp_path / "cache").exists()
+
+
 @pytest.mark.parametrize(("limit", "where"), [(1_000, "--cache"), (40_000, "could not be written")])
 def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, limit, where):
     """First of the prepared pictures; then, when they are there, of the first grid."""
