@@ -158,7 +158,7 @@ class RunFolder:
             return
         if is_run:
             raise RunError(f"--outf {self.path} holds a run: add --resume to continue it, or choose another --outf")
-        if list(self.path.glob("net[GD]_epoch_*.pth")):
+        if [*self.path.glob("net[GD]_epoch_*.pth"), *self.path.glob("netG_best.pth")]:
             raise RunError(f"--outf {self.path} holds weights, but no checkpoint to continue: choose another --outf")
 
     def is_dry_run(self):
@@ -179,9 +179,10 @@ class RunFolder:
         self._check_unchanged(resumed)
         for left_over in self.path.glob(".*.part"):
             left_over.unlink()
-        if not resumed:
-            for weights in [self.newest, self.previous, self.skipped, *self.path.glob("net*.pth")]:
-                weights.unlink(missing_ok=True)
+        if not resumed and self.is_dry_run():  # else these are somebody's own
+            weights = [*self.path.glob("net*_epoch_*.pth"), self.path / "netG_best.pth"]
+            for left_over in [self.newest, self.previous, self.skipped, *weights]:
+                left_over.unlink(missing_ok=True)
         path = self.path / "log.csv"
         if resumed and path.is_file():
             with open(path, newline="", encoding="utf-8") as file:

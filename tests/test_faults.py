@@ -199,6 +199,24 @@ def test_a_limit_on_the_size_of_files_is_a_full_disk(tmp_path, limit, where):
     assert list(tmp_path.rglob(".*.part")) == list((tmp_path.parent / "cache").rglob(".*.part")) == []
 
 
+def test_a_new_run_leaves_other_files_in_its_folder_alone(tmp_path):
+    others = {name: name.encode() for name in ("netG.pth", "network.pth", "netG_mine.pth", "skipped.txt", "a.png")}
+    for name, content in others.items():
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_bytes(content)
+    assert here(tmp_path / "out", *SMALL.split(), "--dry-run", "--workers", "0") == 0
+    assert {name: (tmp_path / "out" / name).read_bytes() for name in others} == others
+
+
+def test_the_best_weights_of_a_lost_run_are_not_overwritten(tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "netG_best.pth").write_bytes(b"best")
+    with pytest.raises(SystemExit, match="2"):
+        here(tmp_path / "out", *SMALL.split(), "--dry-run", "--workers", "0")
+    assert "holds weights, but no checkpoint" in capsys.readouterr().err
+    assert (tmp_path / "out" / "netG_best.pth").read_bytes() == b"best"
+
+
 # Processes
 
 
