@@ -87,7 +87,7 @@ def build_parser():
     add("--beta1", type=number(float, 0, 1), default=0.5, help="Adam's beta1; its beta2 is 0.999 [%(default)s]")
     add("--ema", type=number(float, 0, 1), default=0.99, help="decay of the averaged generator, 0: none [%(default)s]")
     add("--flip", action="store_true", help="mirror half of the pictures, at random, left to right")
-    add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**63), metavar="N", help="seed of a run [random]")
+    add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**32), metavar="N", help="seed of a run [random]")
 
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
@@ -107,9 +107,10 @@ def build_parser():
     add("--log-every", type=count, default=10, metavar="N", help="steps that a row of log.csv is about [%(default)s]")
     add(
         "--fid",
-        type=number(int, 2),
+        type=number(int, 0),
+        default=0,
         metavar="N",
-        help="at each save, Frechet distance of N samples to the pictures [off]",
+        help="at each save, Frechet distance of N samples to the pictures, 0: none [%(default)s]",
     )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
     return parser
@@ -133,7 +134,8 @@ def parse_options(argv, processes):
             parser.set_defaults(**saved)
             args = parser.parse_args(argv)
             now = vars(args)
-            changed = [f"{k} {saved[k]}, not {now[k]}" for k in FIXED if now[k] != saved.get(k, now[k])]
+            fixed = (*FIXED, "fid") if args.fid and saved.get("fid") else FIXED  # distances of as many samples compare
+            changed = [f"{k} {saved[k]}, not {now[k]}" for k in fixed if now[k] != saved.get(k, now[k])]
             if changed:
                 raise RunError(f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave that out")
             args.netG = args.netD = None  # the run goes on with its own
@@ -142,6 +144,8 @@ def parse_options(argv, processes):
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
         check_processes(args, processes)
+        if args.fid:
+            Judge.check()
     except ModelError as error:
         parser.error(f"--imageSize: {error}")
     except RunError as error:
@@ -298,10 +302,17 @@ def save(args, images, training, run, judge, epoch, step, whole):
                 run.save_weights(f"{name}_epoch_{done}", state[name])
         z = latents(range(grid_size(args.image_size)), args.nz)  # those of generate.py's first pictures
         save_grid(run.path / f"fake_samples_epoch_{done:03d}.png", pictures(training.shown_generator, z))
-        if judge and run.add_distance(judge.distance(training.shown_generator)):
-            run.save_weights("netG_best", weights_of(training.shown_generator))
-    run.save_checkpoint(state)
+    run.save_checkpoint(state)  # before what may take long
+    if whole and judge:
+        measure(training, run, judge)
     run.plot_losses(math.ceil(len(images) / args.batch_size))
+
+
+def measure(training, run, judge):
+    """Measure the generator that the last row of the log is about, and keep it if it is the best so far."""
+    distance = judge.distance(training.shown_generator)
+    lowest = run.add_distance(distance, weights_of(training.shown_generator))
+    tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
 
 
 def checkpoint_of(args, images, training, epoch, step):
@@ -422,6 +433,8 @@ def main(argv=None):
         if rank == 0:
             describe(args, device, images, training)
         report(run, images)
+        if judge and step == 0 and run.rows and "fid" not in run.rows[-1]:
+            measure(training, run, judge)  # it was killed while it did, or did not do so until now
         if rank == 0 and epoch >= args.niter:
             print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
         elif rank == 0 and checkpoint:

@@ -19,17 +19,18 @@ from PIL import Image, ImageDraw, ImageFont
 from torchvision.utils import make_grid
 from tqdm import tqdm
 
-from models import ModelError, latents, load_generator, pictures
+from models import ModelError, latents, load_generator, newest_weights, pictures
 from runs import Parser, RunError, check_writable, number, pick_device, save_grid, tune, write_whole
 
 GRID = 64  # pictures that grid.png shows at most
 STEPS = 16  # pictures from one latent of a walk to the next; its grid shows every second
 PLANES = 6  # seeds whose planes the explorer has
+SEEDS = 2**32  # torch's generator knows no more
 
 
 def build_parser():
     parser = Parser(prog="generate.py", description=__doc__.splitlines()[0])
-    add, count, seed = parser.add_argument, number(int, 1), number(int, 0, 2**63)
+    add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEEDS)
     add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights [%(default)s]")
     add("--num_output", type=count, default=64, metavar="N", help="how many pictures [%(default)s]")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="seed of the first [%(default)s]")
@@ -49,6 +50,8 @@ def groups(text):
     if not re.fullmatch(r"\d+(,\d+)*([+-]\d+(,\d+)*)*", text):
         raise argparse.ArgumentTypeError(f"must be groups of seeds with + and - between, as 1,5,9-2,4+7,8, not {text}")
     found = re.findall(r"([+-]?)([\d,]+)", text)
+    if any(int(seed) >= SEEDS for seed in re.findall(r"\d+", text)):
+        raise argparse.ArgumentTypeError(f"must be of seeds below {SEEDS}, not {text}")
     return [(-1 if sign == "-" else 1, [int(seed) for seed in seeds.split(",")]) for sign, seeds in found]
 
 
@@ -90,6 +93,8 @@ def slerp(a, b, t):
 
 def walk(netG, count, manual_seed, outf):
     """Walk through the latents of `count` seeds and back to the first: walk.png, a row for each, and walk.gif."""
+    if netG.nz < 2:
+        raise ModelError(f"--interpolate needs latents of at least 2 numbers; this generator's have {netG.nz}")
     ends = latents(range(manual_seed, manual_seed + count), netG.nz)
     t = [i / STEPS for i in range(STEPS)]
     z = torch.cat([torch.cat([a[None], slerp(a, b, t[1:])]) for a, b in zip(ends, ends.roll(-1, 0), strict=True)])
@@ -113,8 +118,9 @@ def arithmetic(netG, terms, outf):
         result = result + sign * mean
     made = iter(pictures(netG, torch.cat([*members, torch.stack([*means, result])])))
 
-    side, gap, line = max(96, netG.image_size), 44, 22  # pixels: of a picture, between columns, of a line of text
-    font, tallest = ImageFont.load_default(16), max(len(seeds) for _, seeds in terms)
+    side = max(96, netG.image_size)
+    gap, line = side * 11 // 24, side * 11 // 48  # pixels: between columns, of a line of text
+    font, tallest = ImageFont.load_default(side // 6), max(len(seeds) for _, seeds in terms)
     size = (gap + (len(terms) + 1) * (side + gap), (tallest + 1) * (side + line) + 3 * line)
     canvas = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(canvas)
@@ -123,7 +129,11 @@ def arithmetic(netG, terms, outf):
         left = gap + column * (side + gap)
         canvas.paste(picture_of(picture).convert("RGB").resize((side, side), Image.Resampling.BICUBIC), (left, top))
         draw.text((left + side / 2, top + side + line / 2), text, "black", font, "mm")
-        draw.text((left - gap / 2, top + side / 2), symbol, "black", ImageFont.load_default(28), "mm")
+        x, y, reach = left - gap / 2, top + side / 2, side // 14
+        for height in {"-": [0], "+": [0], "=": [-0.5, 0.5]}.get(symbol, []):
+            draw.line((x - reach, y + height * reach, x + reach, y + height * reach), "black", side // 40)
+        if symbol == "+":
+            draw.line((x, y - reach, x, y + reach), "black", side // 40)
 
     for column, (_, seeds) in enumerate(terms):
         for i, seed in enumerate(seeds):  # the last stands just above the mean
@@ -142,7 +152,7 @@ def plane(z, seed, across):
 
     Its two directions are random and at right angles to z and to each other; each latent is scaled to z's length.
     """
-    draw = torch.Generator().manual_seed(seed)
+    draw = torch.Generator().manual_seed(SEEDS - 1 - seed)  # not the seed, whose numbers z is made of
     basis = torch.linalg.qr(torch.cat([z[:, None], torch.randn(len(z), 2, generator=draw)], 1))[0].T
     steps = torch.linspace(-1, 1, across)
     y, x = torch.meshgrid(steps, steps, indexing="ij")
@@ -156,7 +166,7 @@ def explore(netG, manual_seed, outf):
     """Write explore.html: the pictures of some planes, and a page that blends those next to the pointer."""
     if netG.nz < 3:
         raise ModelError(f"--explore needs latents of at least 3 numbers; this generator's have {netG.nz}")
-    across = min(17, max(5, 1088 // netG.image_size)) // 2 * 2 + 1  # an odd number
+    across = min(17, max(5, 2304 // netG.image_size)) // 2 * 2 + 1  # an odd number
     sheets = []
     for seed in range(manual_seed, manual_seed + PLANES):
         made = pictures(netG, plane(latents([seed], netG.nz)[0], seed, across))
@@ -181,7 +191,7 @@ PAGE = """<!DOCTYPE html>
 <style>
   :root { color-scheme: light dark; }
   body { margin: 0 auto; padding: 1rem; max-width: 34rem; font: 16px/1.5 system-ui, sans-serif; text-align: center; }
-  #view { position: relative; touch-action: none; cursor: crosshair; }
+  #view { position: relative; max-width: 75vh; margin: auto; touch-action: none; cursor: crosshair; }
   canvas { display: block; width: 100%; border-radius: 8px; outline-offset: 3px; }
   #dot { position: absolute; width: 14px; height: 14px; margin: -8px; border: 1px solid #000; border-radius: 50%;
          background: #fffc; pointer-events: none; }
@@ -259,7 +269,9 @@ def main(argv=None):
     try:
         device = pick_device(args.cuda, args.accel)
         tune(device)
-        netG = load_generator(args.load_path).to(device)
+        path = Path(args.load_path)
+        path = newest_weights(path, "netG", average=True) if path.is_dir() else path
+        netG = load_generator(path).to(device)
         if netG.nc not in (1, 3):
             raise ModelError(f"{args.load_path} makes pictures of {netG.nc} channels; PNG files have 1 or 3")
         check_writable(outf)
@@ -271,7 +283,7 @@ def main(argv=None):
         parser.exit(1, f"generate.py: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"generate.py: interrupted; the pictures in {outf} are whole\n")
-    print(f"{' and '.join(made)} in {outf}")
+    print(f"{' and '.join(made)} in {outf}, from {path}")
     grids = [name for name in " ".join(made).split() if name.endswith(".png")]
     if args.show and grids:
         show(outf / grids[0])

@@ -179,7 +179,8 @@ def load_generator(path, average=True):
     """Read a generator: in eval mode, on the CPU, its nz, ngf, nc and image_size read off the shapes of the weights.
 
     path: a weights file of any DCGAN of these shapes, whatever its layers are called, bare or nested in a dictionary;
-    a checkpoint; or a run folder (the newest). `average`: where both are there, the averaged generator, not the plain.
+    a checkpoint; or a run folder (the best that was measured, or the newest). `average`: where both are there, the
+    averaged generator, not the plain.
     Raises ModelError, one line, if there is none, or its weights are of another shape or not finite.
     """
     return load_network(Generator, path, average)
@@ -219,7 +220,7 @@ def load_network(kind, path, average):
 def newest_weights(folder, role, average):
     """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint.
 
-    With `average`, netG_best.pth goes before all, the averaged generator of the epoch that was measured the best.
+    With `average`, netG_best.pth goes before all, if it is there: that of the epoch that was measured the best.
     """
     if average and role == "netG" and (folder / "netG_best.pth").is_file():
         return folder / "netG_best.pth"

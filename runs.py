@@ -223,12 +223,14 @@ class RunFolder:
         self.rows.append(row)
         print(log_line(row), file=self.log, flush=True)
 
-    def add_distance(self, distance):
-        """Add the Fréchet distance to the last row; return whether it is the lowest so far."""
-        lowest = min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
+    def add_distance(self, distance, weights):
+        """Add the Fréchet distance to the last row. If it is the lowest so far, keep netG_best.pth; return whether."""
+        lowest = distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
+        if lowest:
+            self.save_weights("netG_best", weights)
         self.rows[-1]["fid"] = distance
         self._write_log()
-        return distance < lowest
+        return lowest
 
     def save_settings(self, settings):
         text = json.dumps(settings, indent=2) + "\n"
@@ -279,7 +281,7 @@ class RunFolder:
         axes = figure.subplots(3 if measured else 2, sharex=True)
         if measured:
             axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
-            axes[2].set(ylim=(0, None))
+            axes[2].set(ylim=(0, 1.25 * max(distance for _, distance in measured)))
         curves = (
             (axes[0], "loss_D", "tab:orange", "loss of D"),
             (axes[0], "loss_G", "tab:blue", "loss of G"),

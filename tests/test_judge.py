@@ -1,19 +1,20 @@
 """The Fréchet distance against closed forms, with a feature network of a few lines; what a run keeps by it."""
 
+import pickle
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from test_commands import RUN, SMALL, here
+from test_commands import RUN, SMALL, here, log_rows
 from torch import nn
 
 import dcgan
 import generate
 from data import Images, load_images
 from models import Generator, latents, load_generator, pictures
-from runs import RunFolder
+from runs import RunError
 
 pytest.importorskip("torchmetrics")
 from judge import Judge  # noqa: E402
@@ -28,10 +29,23 @@ class Corners(nn.Module):
         return torch.stack([x[:, 0, 0, 0], x[:, 1, -1, -1]], 1).float() / 255
 
 
+class CornersJudge(Judge):
+    """The judge of the runs here."""
+
+    check = staticmethod(lambda: None)  # it needs less than the usual one
+
+    def __init__(self, images, count, device):
+        super().__init__(images, count, device, Corners())
+
+
 @pytest.fixture(autouse=True)
 def corners(monkeypatch):
-    """In runs as well, this is the network."""
-    monkeypatch.setattr(dcgan, "Judge", lambda images, count, device: Judge(images, count, device, Corners()))
+    monkeypatch.setattr(dcgan, "Judge", CornersJudge)
+
+
+def distances_of(folder):
+    """Return {epoch: distance} as log.csv has it."""
+    return {int(row["epoch"]): row["fid"] for row in log_rows(folder) if "fid" in row}
 
 
 def rows_with(red, green):
@@ -93,31 +107,108 @@ def test_the_photographs_are_looked_at_once(tmp_path):
     assert Judge(images, 20, device, Corners()).distance(netG) == first
 
 
-def test_a_run_keeps_the_best_epoch(tmp_path, capsys):
-    folder = tmp_path / "run" / "out"
+def equal(a, b):
+    return all(torch.equal(a[name], t) for name, t in b.items())
+
+
+def test_a_run_keeps_the_best_epoch(tmp_path, monkeypatch, capsys):
+    folder, told = tmp_path / "run" / "out", [3.0, 1.0, 2.0, 1.5]
+    monkeypatch.setattr(CornersJudge, "distance", lambda self, netG: told.pop(0))
     assert here(folder, *RUN, "--fid", "40") == 0
-    with open(folder / "log.csv") as file:
-        lines = file.read().splitlines()
-    assert lines[0].endswith(",images_per_s,fid")
-    rows = RunFolder(folder).rows or [
-        dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]
-    ]
-    measured = {int(row["epoch"]): float(row["fid"]) for row in rows if row["fid"]}
-    assert sorted(measured) == [0, 1, 2]
-    best = min(measured, key=measured.get)
-    state, expected = (torch.load(folder / f"netG{name}.pth") for name in ("_best", f"_ema_epoch_{best}"))
-    assert all(torch.equal(state[name], t) for name, t in expected.items())
-    loaded, plain = load_generator(folder), load_generator(folder, average=False)
-    assert all(torch.equal(t, state[name]) for name, t in loaded.state_dict().items())
-    newest = torch.load(folder / "netG_epoch_2.pth")
-    assert all(torch.equal(t, newest[name]) for name, t in plain.state_dict().items())
-    # continued: the distances before are kept, those that were lost are measured again
+    assert distances_of(folder) == {0: 3.0, 1: 1.0, 2: 2.0}
+    best, first, second, third = (
+        torch.load(folder / f"netG_{name}.pth") for name in ("best", "ema_epoch_0", "ema_epoch_1", "ema_epoch_2")
+    )
+    assert equal(best, second)
+    assert not equal(best, first)
+    assert not equal(best, third)
+    assert equal(load_generator(folder).state_dict(), second)
+    assert equal(load_generator(folder, average=False).state_dict(), torch.load(folder / "netG_epoch_2.pth"))
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Frechet")]
+    lowest = ", the lowest so far: netG_best.pth"
+    assert said == [f"Frechet distance 3{lowest}", f"Frechet distance 1{lowest}", "Frechet distance 2"]
+    # continued: the distances before are kept, and count
     assert here(folder, "--resume", "--niter", "4") == 0
-    with open(folder / "log.csv") as file:
-        again = file.read().splitlines()
-    assert again[: len(lines)] == lines
-    assert len([line for line in again[1:] if line.split(",")[-1]]) == 4
+    assert distances_of(folder) == {0: 3.0, 1: 1.0, 2: 2.0, 3: 1.5}
+    assert equal(load_generator(folder).state_dict(), second)
+    capsys.readouterr()
     generate.main(["--load_path", str(folder), "--outf", str(tmp_path / "made"), "--num_output", "2"])
+    assert capsys.readouterr().out.endswith(f", from {folder}/netG_best.pth\n")
+
+
+def test_what_was_not_measured_is_when_the_run_goes_on(tmp_path, monkeypatch):
+    """Killed while it measured, a run has lost no epoch."""
+    unbroken, killed = tmp_path / "unbroken" / "out", tmp_path / "killed" / "out"
+    assert here(unbroken, *RUN, "--fid", "40") == 0
+    distance = CornersJudge.distance
+
+    def once(self, netG):
+        return sys.exit() if (killed / "netG_epoch_1.pth").exists() else distance(self, netG)
+
+    monkeypatch.setattr(CornersJudge, "distance", once)
+    with pytest.raises(SystemExit):
+        here(killed, *RUN, "--fid", "40")
+    monkeypatch.setattr(CornersJudge, "distance", distance)
+    assert torch.load(killed / "checkpoint.pth")["epoch"] == 2
+    assert sorted(distances_of(killed)) == [0]
+    assert here(killed, "--resume") == 0
+    assert distances_of(killed) == distances_of(unbroken)
+    assert equal(torch.load(killed / "netG_best.pth"), torch.load(unbroken / "netG_best.pth"))
+
+
+def test_distances_of_unequal_numbers_are_not_compared(tmp_path, capsys):
+    folder = tmp_path / "run" / "out"
+    assert here(folder, *RUN, "--fid", "40", "--niter", "1") == 0
+    with pytest.raises(SystemExit, match="2"):
+        here(folder, "--resume", "--fid", "50", "--niter", "2")
+    assert "has fid 40, not 50: leave that out" in capsys.readouterr().err
+    assert here(folder, "--resume", "--fid", "0", "--niter", "2") == 0  # as where torchmetrics is missing
+    assert sorted(distances_of(folder)) == [0]
+
+
+@pytest.mark.parametrize("damage", ["cut", "not a dictionary", "no sums", "of another network"])
+def test_damaged_features_are_computed_anew(tmp_path, damage):
+    images = load_images("fake", image_size=16, cache=tmp_path)
+    netG, device = Generator(4, 4, 3, 16), torch.device("cpu")
+    expected = Judge(images, 20, device, Corners()).distance(netG)
+    (kept,) = tmp_path.glob("*-Corners.fid")
+    state = torch.load(kept)
+    if damage == "cut":
+        kept.write_bytes(kept.read_bytes()[:-100])
+    else:
+        other = {name: torch.zeros(3) for name in state}
+        torch.save({"not a dictionary": [1], "no sums": {"a": 1}, "of another network": other}[damage], kept)
+    assert Judge(images, 20, device, Corners()).distance(netG) == expected
+    assert equal(torch.load(kept), state)
+
+
+def test_features_that_cannot_be_kept_end_no_run(tmp_path, monkeypatch, capsys):
+    def refuse(path, _):
+        raise OSError(f"{path} could not be written")
+
+    images = load_images("fake", image_size=16, cache=tmp_path)
+    monkeypatch.setattr("judge.write_whole", refuse)
+    assert Judge(images, 20, torch.device("cpu"), Corners()).distance(Generator(4, 4, 3, 16)) > 0
+    assert "warning: the next run must look at the photographs again: " in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("photographs", "count"), [(1, 20), (20, 1)])
+def test_one_picture_has_no_distance(photographs, count):
+    images = Images(np.zeros((photographs, 3, 16, 16), np.uint8), [], [])
+    with pytest.raises(RunError, match=f"--fid needs 2 .*; there are {photographs} and {count}"):
+        Judge(images, count, torch.device("cpu"), Corners())
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no route\nto host"), EOFError(), pickle.UnpicklingError("invalid load key")]
+)
+def test_inception_that_cannot_be_had_is_one_line(monkeypatch, error):
+    def fail(*_, **__):
+        raise error
+
+    monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", fail)
+    with pytest.raises(RunError, match=r"^--fid: Inception's weights could not be downloaded \(.*\)$"):
+        Judge(Images(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"))
 
 
 def test_without_torchmetrics_a_run_says_what_to_install(tmp_path):
@@ -128,4 +219,4 @@ def test_without_torchmetrics_a_run_says_what_to_install(tmp_path):
     )
     assert done.returncode == 2
     assert done.stderr == "dcgan.py: --fid needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'\n"
-    assert not (tmp_path / "out").exists()
+    assert list(tmp_path.iterdir()) == []  # nor has it prepared pictures

@@ -57,9 +57,16 @@ def test_a_walk_passes_through_the_pictures_of_its_seeds(weights):
         assert np.array_equal(tile(grid, row, 0), single(weights, 5 + row))
     steps = [np.abs(tile(grid, 0, i).astype(int) - tile(grid, 0, i + 1)).mean() for i in range(STEPS // 2 - 1)]
     assert 0 < max(steps) < 3 * min(steps)  # it goes evenly
-    frames = list(ImageSequence.Iterator(Image.open(made / "walk.gif")))
+    animation = ImageSequence.Iterator(Image.open(made / "walk.gif"))
+    frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in animation]
     assert len(frames) == 3 * STEPS
     assert Image.open(made / "walk.gif").info["loop"] == 0
+    firsts = [tile(grid, row, 0).astype(int) for row in range(3)]
+    for row in range(3):
+        away = [np.abs(tile(grid, row, STEPS // 2 - 1) - first).mean() for first in firsts]
+        assert np.argmin(away) == (row + 1) % 3  # each row leads to the next, the last to the first
+        for i in range(STEPS // 2):
+            assert np.abs(frames[row * STEPS + 2 * i] - tile(grid, row, i)).mean() < 2  # a palette of 256 colours
 
 
 def test_great_circles_against_their_closed_form():
@@ -86,6 +93,15 @@ def test_other_groups_are_refused(text, weights, capsys):
     with pytest.raises(SystemExit, match="2"):
         run(weights, f"--arithmetic={text}")
     assert "must be groups of seeds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["4294967296", "1-99999999999999999999999"])
+def test_seeds_beyond_what_torch_tells_apart_are_refused(text, weights, capsys):
+    for option in ("--arithmetic", "--manualSeed"):
+        with pytest.raises(SystemExit, match="2"):
+            run(weights, f"{option}={text.split('-')[-1]}")
+        assert re.search("must be .*below 4294967296, not ", capsys.readouterr().err)
+    assert torch.equal(latents([7], 5), latents([7 + 2**32], 5))
 
 
 def test_a_group_minus_itself_plus_another_is_the_other(weights):
@@ -179,6 +195,14 @@ def test_the_explorer_shows_the_picture_under_the_pointer(weights, tmp_path):
 
 def images_of(values):
     return [Image.open(io.BytesIO(base64.b64decode(sheet["sheet"]))).convert("RGB") for sheet in values["sheets"]]
+
+
+@pytest.mark.parametrize("option", [["--interpolate", "2"], ["--explore"]])
+def test_where_there_is_no_room_to_look_around_it_says_so(tmp_path, capsys, option):
+    torch.save(randomised(Generator(1, 4, 3, 16)).state_dict(), tmp_path / "netG.pth")
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "netG.pth", *option)
+    assert f"{option[0]} needs latents of at least" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("nc", "size"), [(1, 16), (3, 20), (1, 128)])
