@@ -389,6 +389,16 @@ def test_given_weights_are_where_the_run_starts(tmp_path, unbroken, capsys):
         assert all(torch.equal(saved[name], start_weights[name]) for name in learned)  # lr 0 keeps them
 
 
+def test_mirrors_are_those_of_the_seed_and_continue(tmp_path, unbroken):
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert here(one, *RUN, "--flip") == 0
+    assert here(two, *RUN, "--flip", "--niter", 1) == 0
+    assert here(two, "--resume", "--niter", EPOCHS) == 0
+    assert_same_run(two, one)
+    ours, plain = (checkpoint(folder)["netD"]["main.0.weight"] for folder in (one, unbroken))
+    assert not torch.equal(ours, plain)
+
+
 # The public example's command line, and the pictures in the end
 
 

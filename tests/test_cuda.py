@@ -27,6 +27,7 @@ def _one_kernel_for_all_runs():
 def training(batch_size, precision="bf16", compiled=False):
     torch.manual_seed(0)
     settings = {"lr": 0.002, "beta1": 0.5, "ema": 0.9, "precision": precision, "seed": 7, "compiled": compiled}
+    settings["flip"] = True
     return Training(
         Generator(10, 16, 3, 32), Discriminator(16, 3, 32), torch.device("cuda"), **settings, batch_size=batch_size
     )
