@@ -45,7 +45,10 @@ class Judge:
             raise RunError(NEEDS) from None
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, half a file, a page
             why = " ".join(str(error).split())[:200]
-            raise RunError(f"--fid: Inception's weights could not be downloaded ({why})") from None
+            where = f"{torch.hub.get_dir()}/checkpoints"
+            raise RunError(
+                f"--fid: Inception's weights cannot be downloaded to {where}, or read there ({why})"
+            ) from None
         self.metric, self.count = metric.to(self.device).eval(), count
         self._see(images, "inception" if feature is None else type(feature).__name__)
 

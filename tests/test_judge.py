@@ -207,7 +207,9 @@ def test_inception_that_cannot_be_had_is_one_line(monkeypatch, error):
         raise error
 
     monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", fail)
-    with pytest.raises(RunError, match=r"^--fid: Inception's weights could not be downloaded \(.*\)$"):
+    with pytest.raises(
+        RunError, match=r"^--fid: Inception's weights cannot be downloaded to .*checkpoints, or read there \(.*\)$"
+    ):
         Judge(Images(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"))
 
 
