@@ -300,7 +300,7 @@ class RunFolder:
         axes[-1].set(xlabel="epochs")
         for axis in axes:
             axis.grid(alpha=0.3)
-            axis.legend(loc="upper right")
+            axis.legend(loc="center right" if axis is axes[1] else "upper right")  # D(x) is often near 1
         write_whole(self.path / "losses.png", lambda file: figure.savefig(file, format="png", dpi=100))
 
     def animate(self, image_size):
