@@ -134,7 +134,8 @@ def parse_options(argv, processes):
             parser.set_defaults(**saved)
             args = parser.parse_args(argv)
             now = vars(args)
-            fixed = (*FIXED, "fid") if args.fid and saved.get("fid") else FIXED  # distances of as many samples compare
+            run.samples = saved.get("fid") or 0
+            fixed = (*FIXED, "fid") if args.fid and run.samples else FIXED  # only distances of as many samples compare
             changed = [f"{k} {saved[k]}, not {now[k]}" for k in fixed if now[k] != saved.get(k, now[k])]
             if changed:
                 raise RunError(f"--resume: the run in {args.outf} has {'; '.join(changed)}: leave that out")
@@ -211,6 +212,7 @@ def train(args, images, training, run, judge, epoch, step):
     bar = tqdm(total=args.niter * len(images), initial=seen, unit="img", disable=quiet, dynamic_ncols=True)
     told, stopped, hinted = 0, False, False
     with StopOnSignal(patient=processes > 1) as stop, bar:
+        judged = functools.partial(measure, args, images, training, run, judge, lambda: stop.received)
         while epoch < args.niter and not stopped:
             bar.set_description(f"epoch {epoch + 1}/{args.niter}")
             meter = Meter()
@@ -239,7 +241,7 @@ def train(args, images, training, run, judge, epoch, step):
                     tqdm.write(summary(run, epoch, args.niter))
                     sys.stdout.flush()  # a log file shows it at once
             if stopped or epoch % args.save_every == 0 or epoch == args.niter:
-                save(args, images, training, run, judge, epoch, step, whole)
+                save(args, images, training, run, epoch, step, whole, judged if judge else None)
                 told = largest(stop.received)
                 stopped = stopped or bool(told)
         if rank == 0:
@@ -285,11 +287,14 @@ def summary(run, epoch, niter):
     ).format(epoch, niter, **means)
 
 
-def save(args, images, training, run, judge, epoch, step, whole):
-    """Save what `epoch` epochs and `step` steps gave: a checkpoint, and of a `whole` epoch weights and pictures."""
+def save(args, images, training, run, epoch, step, whole, judged):
+    """Save what `epoch` epochs and `step` steps gave: a checkpoint, and of a `whole` epoch weights and pictures.
+
+    judged: what is to be called after a whole epoch, or None.
+    """
     together = 1 if args.sync_bn else place()[1]
     training.refresh_statistics(min(128, args.batch_size // together))  # as many as batch norm sees in training
-    state = checkpoint_of(args, images, training, epoch, step)
+    state = checkpoint_of(args, images, training, run, epoch, step)
     for name in ("netG", "netD"):
         if not all(t.isfinite().all() for t in state[name].values()):
             raise RunError(f"{name} {DIVERGED}")
@@ -302,22 +307,25 @@ def save(args, images, training, run, judge, epoch, step, whole):
                 run.save_weights(f"{name}_epoch_{done}", state[name])
         z = latents(range(grid_size(args.image_size)), args.nz)  # those of generate.py's first pictures
         save_grid(run.path / f"fake_samples_epoch_{done:03d}.png", pictures(training.shown_generator, z))
-    run.save_checkpoint(state)  # before what may take long
-    if whole and judge:
-        measure(training, run, judge)
+    run.save_checkpoint(state)
+    run.plot_losses(math.ceil(len(images) / args.batch_size))
+    if whole and judged:
+        judged()  # which may take long, and will be done when the run goes on if it cannot be now
+
+
+def measure(args, images, training, run, judge, stopped):
+    """Measure the generator that the last row of the log is about, unless stopped(); keep it if it is the best."""
+    distance = judge.distance(training.shown_generator, stopped)
+    if distance is None:
+        return
+    lowest = run.add_distance(distance, weights_of(training.shown_generator))
+    tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     run.plot_losses(math.ceil(len(images) / args.batch_size))
 
 
-def measure(training, run, judge):
-    """Measure the generator that the last row of the log is about, and keep it if it is the best so far."""
-    distance = judge.distance(training.shown_generator)
-    lowest = run.add_distance(distance, weights_of(training.shown_generator))
-    tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
-
-
-def checkpoint_of(args, images, training, epoch, step):
+def checkpoint_of(args, images, training, run, epoch, step):
     """Return the state of a run of which `epoch` epochs and `step` steps of the next are done."""
-    options = {name: getattr(args, name) for name in KEPT}
+    options = {name: getattr(args, name) for name in KEPT} | {"fid": args.fid or run.samples}
     return training.state_dict() | {"epoch": epoch, "step": step, "pictures": len(images), "options": options}
 
 
@@ -433,8 +441,9 @@ def main(argv=None):
         if rank == 0:
             describe(args, device, images, training)
         report(run, images)
-        if judge and step == 0 and run.rows and "fid" not in run.rows[-1]:
-            measure(training, run, judge)  # it was killed while it did, or did not do so until now
+        last = run.rows[-1] if run.rows else {"step": None}
+        if judge and step == 0 and last["step"] == training.steps and "fid" not in last:
+            measure(args, images, training, run, judge, lambda: False)  # it was stopped before, or did not until now
         if rank == 0 and epoch >= args.niter:
             print(f"nothing to do: {run.path} has its {epoch} epochs; a larger --niter continues it")
         elif rank == 0 and checkpoint:
@@ -497,7 +506,7 @@ def begin(args, images, training, run, checkpoint):
             raise RunError(f"--resume: the checkpoint in {run.path} is not one of these networks") from None
         if before != training.processes and training.rank == 0:
             print(f"note: {before} processes began what {training.processes} go on with: not bit for bit the same")
-    first_state = None if checkpoint else checkpoint_of(args, images, training, 0, 0)
+    first_state = None if checkpoint else checkpoint_of(args, images, training, run, 0, 0)
     if training.rank > 0:
         return (checkpoint["epoch"], checkpoint["step"]) if checkpoint else (0, 0)
     run.open(checkpoint)

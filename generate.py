@@ -265,7 +265,9 @@ def main(argv=None):
     sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
     parser = build_parser()
     args = parser.parse_args(argv)
-    outf = Path(args.outf)
+    outf, wanted = Path(args.outf), max(args.num_output, args.interpolate or 0)
+    if args.manual_seed + wanted > SEEDS:
+        parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEEDS - 1}, and {wanted} are wanted")
     try:
         device = pick_device(args.cuda, args.accel)
         tune(device)

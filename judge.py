@@ -78,13 +78,22 @@ class Judge:
     def _update(self, batch, real):
         if len(batch):
             batch = batch.to(self.device)
-            self.metric.update(batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1), real=real)
+            try:
+                self.metric.update(batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1), real=real)
+            except torch.OutOfMemoryError:
+                why = f"{self.device} has too little memory for {AT_ONCE} pictures in Inception"
+                raise RunError(f"--fid: {why}; --fid 0 goes on without it") from None
 
-    def distance(self, netG):
-        """Return the Fréchet distance of G's pictures of seeds 0, 1, ... to the photographs: 0 is best."""
+    def distance(self, netG, stopped=lambda: False):
+        """Return the Fréchet distance of G's pictures of seeds 0, 1, ... to the photographs: 0 is best.
+
+        None if stopped() meanwhile. Raises RunError if the network takes too much memory.
+        """
         self.metric.reset()  # but for the photographs
         with tqdm(total=self.count, desc="samples' features", unit="img", disable=None, leave=False) as bar:
             for start in range(0, self.count, AT_ONCE):
+                if stopped():
+                    return None
                 z = latents(range(start, min(start + AT_ONCE, self.count)), netG.nz)
                 self._update(pictures(netG, z), real=False)
                 bar.update(len(z))

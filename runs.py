@@ -149,6 +149,7 @@ class RunFolder:
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
         self.skipped, self.reported = self.path / "skipped.txt", set()
         self.newest_is_good = True
+        self.samples = 0  # of each distance in its log
 
     def check_free(self, resume):
         """Raise RunError if a run could not be written here, or would overwrite another."""

@@ -1,6 +1,8 @@
 """The Fréchet distance against closed forms, with a feature network of a few lines; what a run keeps by it."""
 
+import os
 import pickle
+import signal
 import subprocess
 import sys
 
@@ -14,7 +16,7 @@ import dcgan
 import generate
 from data import Images, load_images
 from models import Generator, latents, load_generator, pictures
-from runs import RunError
+from runs import RunError, RunFolder
 
 pytest.importorskip("torchmetrics")
 from judge import Judge  # noqa: E402
@@ -113,7 +115,7 @@ def equal(a, b):
 
 def test_a_run_keeps_the_best_epoch(tmp_path, monkeypatch, capsys):
     folder, told = tmp_path / "run" / "out", [3.0, 1.0, 2.0, 1.5]
-    monkeypatch.setattr(CornersJudge, "distance", lambda self, netG: told.pop(0))
+    monkeypatch.setattr(CornersJudge, "distance", lambda *_: told.pop(0))
     assert here(folder, *RUN, "--fid", "40") == 0
     assert distances_of(folder) == {0: 3.0, 1: 1.0, 2: 2.0}
     best, first, second, third = (
@@ -142,8 +144,8 @@ def test_what_was_not_measured_is_when_the_run_goes_on(tmp_path, monkeypatch):
     assert here(unbroken, *RUN, "--fid", "40") == 0
     distance = CornersJudge.distance
 
-    def once(self, netG):
-        return sys.exit() if (killed / "netG_epoch_1.pth").exists() else distance(self, netG)
+    def once(self, netG, stopped):
+        return sys.exit() if (killed / "netG_epoch_1.pth").exists() else distance(self, netG, stopped)
 
     monkeypatch.setattr(CornersJudge, "distance", once)
     with pytest.raises(SystemExit):
@@ -164,6 +166,46 @@ def test_distances_of_unequal_numbers_are_not_compared(tmp_path, capsys):
     assert "has fid 40, not 50: leave that out" in capsys.readouterr().err
     assert here(folder, "--resume", "--fid", "0", "--niter", "2") == 0  # as where torchmetrics is missing
     assert sorted(distances_of(folder)) == [0]
+    with pytest.raises(SystemExit, match="2"):  # it has not been forgotten
+        here(folder, "--resume", "--fid", "50", "--niter", "3")
+    assert here(folder, "--resume", "--niter", "3") == 0
+    assert sorted(distances_of(folder)) == [0, 1, 2]  # the last before it as well
+
+
+def test_a_stopped_run_does_not_wait_for_its_distance(tmp_path, monkeypatch):
+    folder, plotted = tmp_path / "run" / "out", []
+    distance = CornersJudge.distance
+
+    def interrupted(self, netG, stopped):
+        if (folder / "netG_epoch_1.pth").exists():
+            os.kill(os.getpid(), signal.SIGTERM)
+        return distance(self, netG, stopped)
+
+    monkeypatch.setattr(CornersJudge, "distance", interrupted)
+    assert here(folder, *RUN, "--fid", "40") == 128 + signal.SIGTERM
+    assert sorted(distances_of(folder)) == [0]
+    monkeypatch.setattr(CornersJudge, "distance", distance)
+    monkeypatch.setattr(RunFolder, "plot_losses", lambda *_: plotted.append(sorted(distances_of(folder))))
+    assert here(folder, "--resume") == 0
+    assert plotted == [[0, 1], [0, 1], [0, 1, 2]]  # measured, plotted; then saved, measured
+
+
+def test_rows_that_were_lost_get_no_distance_of_others(tmp_path):
+    folder = tmp_path / "run" / "out"
+    assert here(folder, *RUN, "--niter", "2") == 0
+    log = folder / "log.csv"
+    log.write_text("".join(line for line in log.read_text().splitlines(True) if not line.startswith("1,")))
+    assert here(folder, "--resume", "--fid", "40", "--niter", "3") == 0
+    assert sorted(distances_of(folder)) == [2]
+
+
+def test_too_little_memory_names_the_way_out(monkeypatch):
+    def fail(self, x):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(Corners, "forward", fail)
+    with pytest.raises(RunError, match=r"^--fid: cpu has too little memory .*; --fid 0 goes on without it$"):
+        Judge(Images(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"), Corners())
 
 
 @pytest.mark.parametrize("damage", ["cut", "not a dictionary", "no sums", "of another network"])

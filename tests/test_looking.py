@@ -102,6 +102,9 @@ def test_seeds_beyond_what_torch_tells_apart_are_refused(text, weights, capsys):
             run(weights, f"{option}={text.split('-')[-1]}")
         assert re.search("must be .*below 4294967296, not ", capsys.readouterr().err)
     assert torch.equal(latents([7], 5), latents([7 + 2**32], 5))
+    with pytest.raises(SystemExit, match="2"):
+        run(weights, "--manualSeed", "4294967295", "--num_output", "2")
+    assert "the last seed is 4294967295, and 2 are wanted" in capsys.readouterr().err
 
 
 def test_a_group_minus_itself_plus_another_is_the_other(weights):

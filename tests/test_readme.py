@@ -21,7 +21,14 @@ SMALL = ["--imageSize", "16", "--nz", "4", "--ngf", "4", "--ndf", "4", "--worker
 def home(tmp_path_factory):
     """A folder with the pictures that the README's commands speak of."""
     home = tmp_path_factory.mktemp("readme") / "home"
-    write(home, "photos/a.png", "photos/b/c.png", "faces/a.png", "data/celeba/img_align_celeba/000001.jpg")
+    write(
+        home,
+        "photos/a.png",
+        "photos/b/c.png",
+        "faces/a.png",
+        "cifar/a/b.png",
+        "data/celeba/img_align_celeba/000001.jpg",
+    )
     lmdb_of(home / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(3)])
     raw = home / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
@@ -33,8 +40,10 @@ def home(tmp_path_factory):
     return home
 
 
-def test_the_readme_has_commands():
+def test_the_readme_has_commands_and_pictures():
     assert len(COMMANDS) >= 10
+    shown = re.findall(r"\]\((media/[^)]*)\)", README)
+    assert {f"media/{path.name}" for path in (Path(__file__).parents[1] / "media").iterdir()} == set(shown)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
