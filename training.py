@@ -129,12 +129,13 @@ def runner(device, precision, compiled=False, spread=()):
 def average_in_order(_, bucket):
     """Average a bucket of gradients over all processes, adding always in the same order, for exact continuation.
 
-    The usual ring adds in an order that follows from a number's place in the bucket, which changes after a first step.
+    A ring of three or more adds a number in an order that follows from its place in the tensor, and its place in the
+    bucket changes after a first step: there each weight's gradient goes by itself.
     """
-    gradients = bucket.buffer()
-    parts = [torch.empty_like(gradients) for _ in range(place()[1])]
-    gathered = dist.all_gather(parts, gradients, async_op=True).get_future()
-    return gathered.then(lambda _: functools.reduce(torch.add, parts).div_(len(parts)))
+    processes, gradients = place()[1], bucket.buffer()
+    tensors = [gradients] if processes == 2 else bucket.gradients()
+    sums = torch.futures.collect_all([dist.all_reduce(tensor, async_op=True).get_future() for tensor in tensors])
+    return sums.then(lambda _: gradients.div_(processes))
 
 
 class Part(nn.Module):
