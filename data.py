@@ -14,6 +14,7 @@ import io
 import itertools
 import json
 import math
+import multiprocessing
 import os
 import shutil
 import signal
@@ -351,7 +352,11 @@ class Pictures(Dataset):
     def decoded(self, chunks, workers):
         """Yield (uint8 tensor (B, nc, image_size, image_size), reports of those left out) for every list of indices."""
         self.source.ready()
-        options = {"num_workers": workers, "collate_fn": self.stack, "worker_init_fn": quietly}
+        options = {
+            "num_workers": workers,
+            "collate_fn": self.stack,
+            "worker_init_fn": functools.partial(quietly, os.getpid()),
+        }
         try:
             yield from DataLoader(self, batch_sampler=chunks, **options)
         except RuntimeError as error:  # one of its processes was killed
@@ -370,10 +375,13 @@ class Pictures(Dataset):
         return torch.from_numpy(batch), [why for _, why in items if why]
 
 
-def quietly(_):
-    """Leave Ctrl-C to the main process, and end at once when it says so."""
+def quietly(main, _):
+    """Leave Ctrl-C to the `main` process, and end at once when it says so, or if it is gone already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # The DataLoader's processes end with their parent, but take whoever it is by now for it.
+    if multiprocessing.get_start_method() != "forkserver" and os.getppid() != main:
+        os._exit(1)
 
 
 class Images:

@@ -283,12 +283,34 @@ def test_a_killed_run_leaves_no_processes(tmp_path):
     wait_for(lambda: len(children(process.pid)) >= 2, process)
     workers = children(process.pid)
     process.kill()
-    process.communicate()
+    process.communicate(timeout=60)
     for _ in range(1_000):
         if not any(map(alive, workers)):
             break
         time.sleep(0.02)
     assert not any(map(alive, workers))
+
+
+ORPHAN = """
+import os, sys, time
+sys.path.insert(0, {root!r})
+from data import quietly
+main = os.getpid()
+if os.fork():
+    quietly(os.getppid(), 0)  # its parent is there
+    print("stays", flush=True)
+    os._exit(0)
+while os.getppid() == main:
+    time.sleep(0.01)
+quietly(main, 0)
+print("stays as well", flush=True)
+"""
+
+
+def test_a_process_that_begins_as_an_orphan_ends():
+    code = ORPHAN.format(root=str(Path(dcgan.__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("stays\n", "")
 
 
 def test_a_stopped_run_that_decodes_at_every_use_continues_exactly(tmp_path):
