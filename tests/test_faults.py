@@ -272,6 +272,7 @@ def test_a_killed_decoding_process_ends_the_run_with_a_line(tmp_path, cache):
     options = streaming(tmp_path / "run", 4_000, cache)
     process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "1000")
     wait_for(lambda: len(children(process.pid)) >= 2, process)
+    time.sleep(0.3)  # while it fills its queues, the DataLoader may hang when one of its processes ends
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     errors = finish(process, 1)
     assert "dcgan.py: decoding pictures failed" in errors
