@@ -20,6 +20,7 @@ import shutil
 import signal
 import stat
 import sys
+import threading
 import warnings
 import zipfile
 from pathlib import Path
@@ -358,7 +359,12 @@ class Pictures(Dataset):
             "worker_init_fn": functools.partial(quietly, os.getpid()),
         }
         try:
-            yield from DataLoader(self, batch_sampler=chunks, **options)
+            batches = iter(DataLoader(self, batch_sampler=chunks, **options))
+            if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
+                # The DataLoader's handler raises wherever the program is, even with a queue's lock held, which its end
+                # then waits for in vain. Without it, the DataLoader sees within seconds that a process is gone.
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            yield from batches
         except RuntimeError as error:  # one of its processes was killed
             raise ChildProcessError(
                 f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes"

@@ -272,7 +272,8 @@ def test_a_killed_decoding_process_ends_the_run_with_a_line(tmp_path, cache):
     options = streaming(tmp_path / "run", 4_000, cache)
     process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "1000")
     wait_for(lambda: len(children(process.pid)) >= 2, process)
-    time.sleep(0.3)  # while it fills its queues, the DataLoader may hang when one of its processes ends
+    log = tmp_path / "run" / "out" / "log.csv"  # decoding at every use, others were there before it trains
+    wait_for(lambda: cache == "kept" or (log.exists() and log.read_text().count("\n") > 1), process)
     os.kill(children(process.pid)[-1], signal.SIGKILL)
     errors = finish(process, 1)
     assert "dcgan.py: decoding pictures failed" in errors
