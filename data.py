@@ -20,9 +20,9 @@ import shutil
 import signal
 import stat
 import sys
-import threading
 import warnings
 import zipfile
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from random import Random
 
@@ -359,12 +359,7 @@ class Pictures(Dataset):
             "worker_init_fn": functools.partial(quietly, os.getpid()),
         }
         try:
-            batches = iter(DataLoader(self, batch_sampler=chunks, **options))
-            if workers and hasattr(signal, "SIGCHLD") and threading.current_thread() is threading.main_thread():
-                # The DataLoader's handler raises wherever the program is, even with a queue's lock held, which its end
-                # then waits for in vain. Without it, the DataLoader sees within seconds that a process is gone.
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-            yield from batches
+            yield from begun(DataLoader(self, batch_sampler=chunks, **options))
         except RuntimeError as error:  # one of its processes was killed
             raise ChildProcessError(
                 f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes"
@@ -379,6 +374,16 @@ class Pictures(Dataset):
         for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
             batch[i] = row
         return torch.from_numpy(batch), [why for _, why in items if why]
+
+
+def begun(loader):
+    """Return iter(loader), made in another thread than the main one.
+
+    There, a DataLoader would set a handler of SIGCHLD that raises wherever the program is, even with a queue's lock
+    held, for which its end then waits for ever. Without it, it sees within seconds that a process is gone.
+    """
+    with ThreadPool(1) as thread:
+        return thread.apply(iter, (loader,))
 
 
 def quietly(main, _):

@@ -34,7 +34,7 @@ from models import (
     pictures,
     weights_of,
 )
-from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, tune
+from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, show_any_name, tune
 from training import (
     Training,
     default_precision,
@@ -417,7 +417,7 @@ def report(run, images):
 
 
 def main(argv=None):
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
+    show_any_name()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training begins: tidy up and go
     rank, processes = join()
     asked = agree_on_options(argv, rank, processes)

@@ -20,7 +20,7 @@ from torchvision.utils import make_grid
 from tqdm import tqdm
 
 from models import ModelError, latents, load_generator, newest_weights, pictures
-from runs import Parser, RunError, check_writable, number, pick_device, save_grid, tune, write_whole
+from runs import Parser, RunError, check_writable, number, pick_device, save_grid, show_any_name, tune, write_whole
 
 GRID = 64  # pictures that grid.png shows at most
 STEPS = 16  # pictures from one latent of a walk to the next; its grid shows every second
@@ -262,7 +262,7 @@ sheets.forEach((plane, i) => {
 
 
 def main(argv=None):
-    sys.stdout.reconfigure(errors="backslashreplace")  # names that a terminal cannot show end no run
+    show_any_name()
     parser = build_parser()
     args = parser.parse_args(argv)
     outf, wanted = Path(args.outf), max(args.num_output, args.interpolate or 0)

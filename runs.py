@@ -58,6 +58,13 @@ def check_writable(folder):
         raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
 
 
+def show_any_name():
+    """Have names that the terminal cannot show written with escapes: they are no reason to end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+            stream.reconfigure(errors="backslashreplace")
+
+
 def pick_device(cuda, accel, number=0):
     """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
 

@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -540,3 +541,12 @@ def test_every_size_trains_and_samples(size, base, tmp_path):
     assert here(tmp_path / "out", *options.split()) == 0
     generate.main(["--load_path", f"{tmp_path}/out", "--num_output", "2", "--outf", f"{tmp_path}/made"])
     assert {Image.open(path).size for path in (tmp_path / "made").glob("seed*.png")} == {(size, size)}
+
+
+def test_both_run_where_the_output_is_no_file(tmp_path):  # as in a notebook
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        assert here(tmp_path / "run", *RUN[:-2], "--niter", "1") == 0
+        generate.main(["--load_path", str(tmp_path / "run"), "--num_output", "2", "--outf", str(tmp_path / "made")])
+    assert "epoch 1/1" in said.getvalue()
+    assert len(files(tmp_path / "made")) >= 2

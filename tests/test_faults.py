@@ -272,9 +272,11 @@ def test_a_killed_decoding_process_ends_the_run_with_a_line(tmp_path, cache):
     options = streaming(tmp_path / "run", 4_000, cache)
     process = start(tmp_path / "run", "dcgan.py", *options, "--niter", "1000")
     wait_for(lambda: len(children(process.pid)) >= 2, process)
-    log = tmp_path / "run" / "out" / "log.csv"  # decoding at every use, others were there before it trains
-    wait_for(lambda: cache == "kept" or (log.exists() and log.read_text().count("\n") > 1), process)
-    os.kill(children(process.pid)[-1], signal.SIGKILL)
+    end = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < end:  # one that has done its part may be spared
+        for child in children(process.pid)[-1:]:
+            os.kill(child, signal.SIGKILL)
+        time.sleep(0.01)
     errors = finish(process, 1)
     assert "dcgan.py: decoding pictures failed" in errors
     assert list(tmp_path.rglob(".*.part")) == []
@@ -410,7 +412,8 @@ def test_the_hint_comes_once(tmp_path, capsys, monkeypatch):
 
 def test_every_skipped_picture_is_named(tmp_path, capsys):
     write(tmp_path / "in", *(f"{i}.png" for i in range(20)))
-    broken = ["bad one.jpg", "übel.png", "c.gif", "d.webp", os.fsdecode(b"e\xff.png")]
+    undecodable = [os.fsdecode(name) for name in (b"c\xff.gif", b"\xfed.webp", b"e\xff.png")]
+    broken = ["bad one.jpg", "übel.png", *undecodable]  # of the three that are shown, one at least is undecodable
     for name in broken:
         (tmp_path / "in" / name).write_bytes(b"no picture")
     options = [*FOLDER, "--dry-run", "--workers", "0"]
