@@ -364,7 +364,7 @@ def table(device, folder, rounds, rows):
                         row(f"{title}, against the reference", rounds, ours, reference)
                         if "limit" in rows and not compiled:
                             with contender(limit, precision) as most:
-                                row(f"{title}, against its convolutions alone", rounds, ours, most)
+                                row(f"{title}, against PyTorch's convolutions alone", rounds, ours, most)
     if "epoch" in rows:
         with contender(reference_epoch) as reference:
             for precision in ("fp32", "bf16"):

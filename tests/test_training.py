@@ -17,7 +17,18 @@ import training as training_module
 from dcgan import Meter, StopOnSignal
 from models import Discriminator, Generator
 from runs import RunError
-from training import Training, bce, default_precision, runner, train_step, update_average, why_not_compile
+from training import (
+    Multiplied,
+    MultipliedTransposed,
+    Training,
+    bce,
+    default_precision,
+    multiply_innermost,
+    runner,
+    train_step,
+    update_average,
+    why_not_compile,
+)
 
 NZ, SIZE, BATCH = 10, 16, 6
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -124,6 +135,60 @@ def test_compiled_steps_are_close_to_plain_ones():
     torch.testing.assert_close(fast.step(batches(1)[0])[0], plain.step(batches(1)[0])[0], rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("multiplied", [Multiplied, MultipliedTransposed])
+@pytest.mark.parametrize("side", [4, 5, 6, 7])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_multiplied_convolutions_are_convolutions(multiplied, side, stride, layout):
+    """In float64, with their gradients and those of these; bit for bit where they do not train."""
+    transposed = multiplied is MultipliedTransposed
+    kernel, channels, points = (side, 3, side) if stride == 1 else (4, 2, 2 * side)
+    points = (1 if stride == 1 else side) if transposed else points
+    layer = multiplied.__mro__[1](channels, 5, kernel, stride, stride - 1, bias=False).double().to(memory_format=layout)
+    x = torch.randn(3, channels, points, points).double().contiguous(memory_format=layout).requires_grad_()
+    results = []
+    for kind, train in ((type(layer), True), (multiplied, True), (multiplied, False)):
+        layer.__class__ = kind
+        y = layer.train(train)(x)
+        gradients = torch.autograd.grad(y.pow(3).sum(), (x, layer.weight), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in gradients), (x, layer.weight))
+        results.append([t.detach() for t in (y, *gradients, *second)])
+    expected, training, sampling = results
+    torch.testing.assert_close(training, expected, rtol=1e-10, atol=1e-10)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(sampling, expected, strict=True))
+
+
+def test_a_step_with_multiplied_layers_equals_one_without():
+    torch.manual_seed(0)
+    nets = Generator().double(), Discriminator().double()
+    real, z, gradients = torch.rand(4, 3, 64, 64).double(), torch.randn(4, 100).double(), []
+    for multiplied in (False, True):
+        netG, netD = (copy.deepcopy(net).to(memory_format=torch.channels_last) for net in nets)
+        if multiplied:
+            multiply_innermost(netG), multiply_innermost(netD)
+        adams = [torch.optim.Adam(net.parameters(), lr=0.0, fused=True) for net in (netG, netD)]
+        statistics = train_step(netG, netD, *adams, real, z, runner(real.device, "fp32"))
+        gradients.append([statistics, *(p.grad for net in (netG, netD) for p in net.parameters())])
+    torch.testing.assert_close(*gradients, rtol=1e-6, atol=1e-8)
+
+
+def test_innermost_layers_are_multiplied_while_training():
+    """Two of each of the paper's networks, one of smaller ones; none of the average, in bfloat16, or compiled."""
+
+    def count(ngf, size, **other):
+        nets = Generator(10, ngf, 3, size), Discriminator(ngf, 3, size)
+        run = Training(
+            *nets, torch.device("cpu"), lr=0.0002, beta1=0.5, ema=0.9, seed=0, **({"precision": "fp32"} | other)
+        )
+        of_G, of_average, of_D = (map(type, net.main) for net in (run.netG, run.netG_ema, run.netD))
+        assert MultipliedTransposed not in of_average
+        return list(of_G).count(MultipliedTransposed), list(of_D).count(Multiplied)
+
+    assert count(64, 64) == (2, 2)
+    assert count(16, 64) == count(64, 56) == (1, 1)
+    assert count(64, 64, precision="bf16") == count(64, 64, compiled=True) == (0, 0)
+
+
 def test_gradients_of_d_and_g_are_their_own():
     """G's step leaves D's gradients as D's update made them, and D's update gives G none."""
     netG, netD = networks()
@@ -170,11 +235,11 @@ FAULTS = """
 import resource, torch, runs, training, models
 if {tuned}:
     runs.tune(torch.device("cpu"))
-nets = models.Generator(image_size=32), models.Discriminator(image_size=32)
+nets = models.Generator(image_size=48), models.Discriminator(image_size=48)
 run = training.Training(*nets, torch.device("cpu"), lr=1e-4, beta1=0.5, ema=0, precision="fp32", seed=0)
-batch = torch.zeros(64, 3, 32, 32, dtype=torch.uint8)
-counts = [run.step(batch) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(5)]
-print(counts[-1] - counts[-2])
+batch = torch.zeros(128, 3, 48, 48, dtype=torch.uint8)
+counts = [run.step(batch) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(6)]
+print(counts[-1] - counts[-4])
 """
 
 
