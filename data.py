@@ -359,7 +359,8 @@ class Pictures(Dataset):
             "worker_init_fn": functools.partial(quietly, os.getpid()),
         }
         try:
-            yield from begun(DataLoader(self, batch_sampler=chunks, **options))
+            loader = DataLoader(self, batch_sampler=chunks, **options)
+            yield from begun(loader) if workers else loader
         except RuntimeError as error:  # one of its processes was killed
             raise ChildProcessError(
                 f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes"
@@ -377,13 +378,18 @@ class Pictures(Dataset):
 
 
 def begun(loader):
-    """Return iter(loader), made in another thread than the main one.
+    """Return iter(loader), made outside the main thread.
 
-    There, a DataLoader would set a handler of SIGCHLD that raises wherever the program is, even with a queue's lock
-    held, for which its end then waits for ever. Without it, it sees within seconds that a process is gone.
+    In the main thread, a DataLoader sets a handler of SIGCHLD that raises wherever the program is, even with a queue's
+    lock held, for which the DataLoader's end then waits for ever. It notices within seconds without one, too, that a
+    process is gone.
     """
-    with ThreadPool(1) as thread:
+    thread = ThreadPool(1)
+    try:
         return thread.apply(iter, (loader,))
+    finally:  # after Ctrl-C, too, no more processes begin
+        thread.close()
+        thread.join()
 
 
 def quietly(main, _):

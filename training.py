@@ -1,7 +1,7 @@
 """One training step of a DCGAN as the paper has it, and what makes it fast: precision, compilation, the captured graph.
 
 `train_step` is the step, `runner` decides about precision, compilation and the averaging of gradients over processes,
-`CapturedStep` about the graph; `Training` holds all that a step changes.
+`CapturedStep` about the graph, `multiply_innermost` about convolutions on a CPU; `Training` holds what a step changes.
 """
 
 import copy
@@ -331,37 +331,39 @@ def update_average(netG_ema, netG, blend):
 def multiply_innermost(net):
     """Let the innermost convolutions of a Generator or Discriminator be matrix products while it trains in float32.
 
-    What is computed stays the same. oneDNN's convolutions reach a tenth of the speed of a matrix product where a map is
-    a single point, and two thirds where weights far outnumber the points of a map, as the 512 x 256 on 4 x 4 do.
+    What is computed stays the same but for rounding. oneDNN's convolutions are slow where a map is a single point (a
+    fifth of the speed, or less), and where weights far outnumber the points of a map: the 512 x 256 on 4 x 4 reach 0.78
+    (two AVX-512 cores, batches of 128, both directions). For the gradients, four times a layer's input is kept.
     """
     layers = [layer for layer in net.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
     dense, strided = layers[:2] if layers[0].transposed else layers[:-3:-1]
-    chosen = [dense, strided] if strided.weight.numel() > 5_000 * dense.weight[0, 0].numel() * 16 else [dense]
+    points, weights = dense.weight[0, 0].numel(), strided.weight[..., 0, 0].numel()
+    chosen = [dense, strided] if weights > 5_000 * points else [dense]  # 512 x 256 on 5 x 5; on 6 x 6 nothing is gained
     for layer in chosen:
         layer.__class__ = MultipliedTransposed if layer.transposed else Multiplied
 
 
 class Multiplied(nn.Conv2d):
-    """The convolution of a stride of 2, or of a kernel as large as the map, of channels-last (N, C, s, s)."""
+    """A convolution of a Discriminator: (N, C, s, s) to (N, C', s / 2, s / 2), or by a kernel of s to (N, C', 1, 1)."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1).flatten(1)  # (C', 16 C)
-        rows = x.flatten(1) if self.stride == (1, 1) else Windows.apply(x)
-        side = 1 if self.stride == (1, 1) else x.shape[1] // 2
+        x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1).flatten(1)  # (C', k k C)
+        dense = self.stride == (1, 1)
+        rows, side = (x.flatten(1), 1) if dense else (Windows.apply(x), x.shape[1] // 2)
         return (rows @ weight.T).view(len(x), side, side, -1).permute(0, 3, 1, 2)
 
 
 class MultipliedTransposed(nn.ConvTranspose2d):
-    """The transpose of Multiplied."""
+    """A transposed one of a Generator: (N, C, s, s) to (N, C', 2 s, 2 s), or (N, C, 1, 1) to (N, C', k, k)."""
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
-        side, weight = x.shape[2], self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, 16 C')
-        rows = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight
-        y = rows.view(len(x), *self.kernel_size, -1) if self.stride == (1, 1) else Overlap.apply(rows, side)
+        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, k k C')
+        rows, dense = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight, self.stride == (1, 1)
+        y = rows.view(len(x), *self.kernel_size, -1) if dense else Overlap.apply(rows, x.shape[2])
         return y.permute(0, 3, 1, 2)
 
 

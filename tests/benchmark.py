@@ -212,7 +212,7 @@ def sampling(device, folder, what, count):
 
 
 def limit(device, folder, precision):
-    """Return speed() of a step that were nothing but its convolutions, and only the gradients that it needs of them."""
+    """Return speed() of a step that were nothing but PyTorch's convolutions, and only those gradients that it needs."""
     tune(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     parts = []  # (times a step, the same work in each layout)

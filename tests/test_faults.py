@@ -1,5 +1,6 @@
 """Faults caused for real: processes killed, disks filled, files damaged or made to do harm. What must survive, does."""
 
+import contextlib
 import os
 import random
 import resource
@@ -56,11 +57,11 @@ def unbroken(base):
 
 def children(pid):
     """Return the process ids of a process's children."""
-    try:
-        lists = [path.read_text() for path in Path(f"/proc/{pid}/task").glob("*/children")]
-    except OSError:  # it has ended
-        return []
-    return [int(child) for text in lists for child in text.split()]
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended; its children are another's now
+            found += map(int, path.read_text().split())
+    return sorted(found)
 
 
 def alive(pid):
@@ -275,7 +276,8 @@ def test_a_killed_decoding_process_ends_the_run_with_a_line(tmp_path, cache):
     end = time.monotonic() + 100
     while process.poll() is None and time.monotonic() < end:  # one that has done its part may be spared
         for child in children(process.pid)[-1:]:
-            os.kill(child, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(child, signal.SIGKILL)
         time.sleep(0.01)
     errors = finish(process, 1)
     assert "dcgan.py: decoding pictures failed" in errors
@@ -286,6 +288,7 @@ def test_a_killed_run_leaves_no_processes(tmp_path):
     process = start(tmp_path / "run", "dcgan.py", *streaming(tmp_path / "run", 500), "--niter", "1000")
     wait_for(lambda: len(children(process.pid)) >= 2, process)
     workers = children(process.pid)
+    assert len(workers) >= 2
     process.kill()
     process.communicate(timeout=60)
     for _ in range(1_000):
@@ -293,6 +296,22 @@ def test_a_killed_run_leaves_no_processes(tmp_path):
             break
         time.sleep(0.02)
     assert not any(map(alive, workers))
+
+
+HANDLER = """
+import signal, sys
+sys.path.insert(0, {root!r})
+from data import load_images
+images = load_images("fake", None, 16, cache="none", workers=2)
+next(images.batches(4, 0, 0))
+print(signal.getsignal(signal.SIGCHLD) == signal.SIG_DFL)
+"""
+
+
+def test_no_handler_can_raise_anywhere():
+    code = HANDLER.format(root=str(Path(dcgan.__file__).parent))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "True\n", done.stderr
 
 
 ORPHAN = """

@@ -28,19 +28,20 @@ WORKER = """
 import copy, sys, torch
 torch.set_num_threads(1)
 sys.path[:0] = [{root!r}, {tests!r}]
-from test_training import networks
+from test_training import multiplied, networks
 from training import Training, join, part_of
 rank, processes = join()
 found = {{}}
 for sync_bn in (False, True):
     for count in (12, 7, 2):
         settings = {{"beta1": 0.5, "ema": 0.9, "precision": "fp32", "seed": 7, "sync_bn": sync_bn}}
-        training = Training(*networks(), torch.device("cpu"), lr=0.0, **settings, batch_size=count // processes)
+        run = Training(*networks(), torch.device("cpu"), lr=0.0, **settings, batch_size=count // processes)
+        training = multiplied(run)
         draw = torch.Generator().manual_seed(3)
         pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
         training.step(part_of(pictures, rank, processes), count)
         found[sync_bn, count] = [[p.grad.clone() for p in net.parameters()] for net in (training.netG, training.netD)]
-training = Training(*networks(), torch.device("cpu"), lr=0.002, **settings)
+training = multiplied(Training(*networks(), torch.device("cpu"), lr=0.002, **settings))
 draw = torch.Generator().manual_seed(4)
 for i in range(20):
     count = 12 if i % 7 else 5
@@ -49,7 +50,7 @@ for i in range(20):
     if i == 9:
         half = copy.deepcopy(training.state_dict())
 state = training.state_dict()
-again = Training(*networks(1), torch.device("cpu"), lr=0.002, **settings)
+again = multiplied(Training(*networks(1), torch.device("cpu"), lr=0.002, **settings))
 again.load_state_dict(half)
 draw = torch.Generator().manual_seed(4)
 for i in range(20):
