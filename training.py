@@ -331,9 +331,9 @@ def update_average(netG_ema, netG, blend):
 def multiply_innermost(net):
     """Let the innermost convolutions of a Generator or Discriminator be matrix products while it trains in float32.
 
-    What is computed stays the same but for rounding. oneDNN's convolutions are slow where a map is a single point (a
-    fifth of the speed, or less), and where weights far outnumber the points of a map: the 512 x 256 on 4 x 4 reach 0.78
-    (two AVX-512 cores, batches of 128, both directions). For the gradients, four times a layer's input is kept.
+    What is computed stays the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the
+    paper's 100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the
+    512 x 256 on 4 x 4, 1.27 times; two AVX-512 cores, batches of 128). Four times the input is kept for the gradients.
     """
     layers = [layer for layer in net.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
     dense, strided = layers[:2] if layers[0].transposed else layers[:-3:-1]
