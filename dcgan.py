@@ -21,24 +21,11 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from data import SOURCES, DataError, load_images
-from judge import Judge
-from models import (
-    Discriminator,
-    Generator,
-    ModelError,
-    check_image_size,
-    latents,
-    load_discriminator,
-    load_generator,
-    pictures,
-    weights_of,
-)
-from runs import MEASURES, Parser, RunError, RunFolder, grid_size, number, pick_device, save_grid, show_any_name, tune
-from training import (
-    Training,
-    default_precision,
-    emulates_bfloat16,
+from data import SOURCES, load_images
+from models import Discriminator, Generator, check_image_size, load_discriminator, load_generator, pictures
+from support.accelerator import default_precision, emulates_bfloat16, pick_device, tune, why_not_compile
+from support.cli import Parser, number, show_any_name
+from support.distributed import (
     everyones,
     firsts,
     is_lost_process,
@@ -48,8 +35,15 @@ from training import (
     mean_over_processes,
     part_of,
     place,
-    why_not_compile,
 )
+from support.errors import DataError, ModelError, RunError
+from support.fid import Judge
+from support.latents import latents
+from support.plots import grid_size, save_grid
+from support.run_folder import MEASURES, RunFolder
+from support.signals import StopOnSignal
+from support.weights import weights_of
+from training import Training
 
 # What makes a run the run it is: a continued one keeps it.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
@@ -152,35 +146,6 @@ def parse_options(argv, processes):
     except RunError as error:
         parser.error(str(error))
     return args, run, checkpoint
-
-
-class StopOnSignal:
-    """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all.
-
-    One that the caller has us ignore, as nohup does SIGHUP, stays ignored. patient: a second ends nothing, for a
-    launcher of several processes passes on what the terminal has already sent to each, and ends them if they linger.
-    """
-
-    def __init__(self, patient=False):
-        self.patient = patient
-
-    def __enter__(self):
-        self.received, names = 0, ("SIGINT", "SIGTERM", "SIGHUP")
-        known = [getattr(signal, name) for name in names if hasattr(signal, name)]  # Windows has no SIGHUP
-        handlers = {signum: signal.getsignal(signum) for signum in known}
-        self.before = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
-        for signum in self.before:
-            signal.signal(signum, self._receive)
-        return self
-
-    def _receive(self, received, _):
-        self.received = received
-        for signum in () if self.patient else self.before:
-            signal.signal(signum, signal.SIG_DFL)
-
-    def __exit__(self, *_):
-        for signum, handler in self.before.items():
-            signal.signal(signum, handler)
 
 
 class Meter:

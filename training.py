@@ -5,15 +5,8 @@
 """
 
 import copy
-import datetime
 import functools
-import itertools
-import logging
 import math
-import os
-import signal
-import sys
-import tempfile
 import warnings
 
 import torch
@@ -22,9 +15,12 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from models import fastest_layout, set_batch_norm_statistics, weights_of
-
-WARM_UP = 3  # whole steps taken before one is captured, in which the libraries choose their kernels
+from models import set_batch_norm_statistics
+from support.accelerator import CapturedStep, fastest_layout
+from support.cpu_convolutions import multiply_innermost
+from support.distributed import everyones, part_of, place
+from support.sync_batch_norm import synchronize_batch_norm
+from support.weights import weights_of
 
 
 def bce(logits, *, real):
@@ -83,26 +79,6 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, run, weight=1.0):
     return torch.stack([loss_D.detach(), loss_G.detach(), D_x, D_G_z1, D_G_z2])
 
 
-def default_precision(device):
-    """Return "bf16" where a GPU computes in bfloat16, else "fp32"."""
-    fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bf16" if fast else "fp32"
-
-
-def emulates_bfloat16(device):
-    """Return whether `device` is a CPU known to have no bfloat16 arithmetic, which PyTorch then emulates, slowly."""
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.12 does not tell
-    return device.type == "cpu" and capabilities.get("avx512_bf16") is False
-
-
-def why_not_compile(device):
-    """Return in one line why torch.compile does not work here, as for want of a C++ compiler; None if it does."""
-    try:
-        torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(4, device=device))
-    except Exception as error:  # the compilers behind it raise what they like
-        return " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
-
-
 def runner(device, precision, compiled=False, spread=()):
     """Return run(f, net, *args): f(net, *args) in `precision` ("fp32" or "bf16"), compiled or not.
 
@@ -148,46 +124,6 @@ class Part(nn.Module):
 
     def forward(self, *args):
         return self.f(self.net, *args)
-
-
-class CapturedStep:
-    """step(batch) for batches of one shape on a CUDA device, as one CUDA graph: one launch instead of hundreds.
-
-    The first WARM_UP calls run `step` as it is: they are steps like all others, and let the libraries choose kernels
-    and the optimizers make their state. Then one is captured, which executes nothing, and replayed from there on.
-    noise: the torch.Generator that `step` draws from. Where it cannot be captured, `step` goes on being run as it is.
-    """
-
-    def __init__(self, step, noise):
-        self.step, self.noise, self.stream = step, noise, torch.cuda.Stream(noise.device)
-        self.calls, self.graph = 0, None
-
-    def __call__(self, batch):
-        self.calls += 1
-        if self.calls > WARM_UP and self.graph is None:
-            self._capture(batch)
-        if self.graph:
-            self.batch.copy_(batch, non_blocking=True)
-            self.graph.replay()
-            return self.measures.clone()  # the next replay overwrites it
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            measures = self.step(batch)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return measures
-
-    def _capture(self, batch):
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.noise)
-        self.batch = torch.empty_like(batch, device=self.noise.device)
-        try:
-            with torch.cuda.graph(graph, stream=self.stream):
-                self.measures = self.step(self.batch)
-            self.graph = graph
-        except RuntimeError as error:
-            self.calls = -math.inf  # do not try again
-            reason = " ".join(str(error).split())[:200]
-            print(f"warning: the step runs uncaptured, which is slower ({reason})", file=sys.stderr)
 
 
 class Training:
@@ -328,213 +264,4 @@ def update_average(netG_ema, netG, blend):
 # The innermost layers on a CPU, as matrix products
 
 
-def multiply_innermost(net):
-    """Let the innermost convolutions of a Generator or Discriminator be matrix products while it trains in float32.
-
-    What is computed stays the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the
-    paper's 100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the
-    512 x 256 on 4 x 4, 1.27 times; two AVX-512 cores, batches of 128). Four times the input is kept for the gradients.
-    """
-    layers = [layer for layer in net.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
-    dense, strided = layers[:2] if layers[0].transposed else layers[:-3:-1]
-    points, weights = dense.weight[0, 0].numel(), strided.weight[..., 0, 0].numel()
-    chosen = [dense, strided] if weights > 5_000 * points else [dense]  # 512 x 256 on 5 x 5; on 6 x 6 nothing is gained
-    for layer in chosen:
-        layer.__class__ = MultipliedTransposed if layer.transposed else Multiplied
-
-
-class Multiplied(nn.Conv2d):
-    """A convolution of a Discriminator: (N, C, s, s) to (N, C', s / 2, s / 2), or by a kernel of s to (N, C', 1, 1)."""
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1).flatten(1)  # (C', k k C)
-        dense = self.stride == (1, 1)
-        rows, side = (x.flatten(1), 1) if dense else (Windows.apply(x), x.shape[1] // 2)
-        return (rows @ weight.T).view(len(x), side, side, -1).permute(0, 3, 1, 2)
-
-
-class MultipliedTransposed(nn.ConvTranspose2d):
-    """A transposed one of a Generator: (N, C, s, s) to (N, C', 2 s, 2 s), or (N, C, 1, 1) to (N, C', k, k)."""
-
-    def forward(self, x):
-        if not self.training:
-            return super().forward(x)
-        weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, k k C')
-        rows, dense = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight, self.stride == (1, 1)
-        y = rows.view(len(x), *self.kernel_size, -1) if dense else Overlap.apply(rows, x.shape[2])
-        return y.permute(0, 3, 1, 2)
-
-
-class Windows(torch.autograd.Function):
-    """The windows of 4 x 4, two apart, of (N, 2b, 2b, C) in a border of zeros, as the rows of (N b b, 16 C)."""
-
-    @staticmethod
-    def forward(context, x):
-        context.side = x.shape[1] // 2
-        x = F.pad(x, (0, 0, 1, 1, 1, 1)).contiguous()
-        (n, _, _, channels), (picture, line, point, _) = x.shape, x.stride()
-        shape = (n, context.side, context.side, 4, 4 * channels)
-        return x.as_strided(shape, (picture, 2 * line, 2 * point, line, 1)).reshape(-1, 16 * channels)
-
-    @staticmethod
-    def backward(context, gradient):
-        return Overlap.apply(gradient, context.side)
-
-
-class Overlap(torch.autograd.Function):
-    """The transpose of Windows: lay the rows out as windows of (N, 2b, 2b, C), and add what lies on one point."""
-
-    @staticmethod
-    def forward(context, rows, side):
-        rows = rows.reshape(-1, side, side, 2, 2, 2, 2, rows.shape[1] // 16)  # a window as 2 x 2 tiles of 2 x 2 points
-        tiles = rows.new_zeros(len(rows), side + 1, 2, side + 1, 2, rows.shape[-1])
-        for down, right in itertools.product((0, 1), (0, 1)):
-            tiles[:, down : down + side, :, right : right + side] += rows[:, :, :, down, :, right].transpose(2, 3)
-        return tiles.flatten(3, 4).flatten(1, 2)[:, 1:-1, 1:-1].contiguous()
-
-    @staticmethod
-    def backward(context, gradient):
-        return Windows.apply(gradient), None
-
-
 # Several processes, of which torch's launcher started each; without it, all of this is about one alone.
-
-
-def join(hours=6):
-    """Join the other processes of a job; return (this one's number, how many there are)."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        timeout = datetime.timedelta(hours=hours)  # one may prepare pictures for long
-        store, rank, processes = next(dist.rendezvous("env://", timeout=timeout))
-        # A restarted job may find the addresses of the one before in the store.
-        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{processes}", store)
-        gpus = torch.cuda.is_available() and dist.is_nccl_available()
-        backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
-    return place()
-
-
-def is_lost_process(error):
-    """Return whether another process of the job has ended, which is what `error` comes from."""
-    ends = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe")
-    return place()[1] > 1 and any(end in str(error) for end in ends)
-
-
-def place():
-    """Return (this process's number, how many there are)."""
-    joined = dist.is_available() and dist.is_initialized()
-    return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
-
-
-def part_of(items, rank, processes):
-    """Return what process `rank` has of `items`: parts as equal as can be, in order."""
-    start, longer = divmod(len(items), processes)
-    begin = rank * start + min(rank, longer)
-    return items[begin : begin + start + (rank < longer)]
-
-
-def everyones(value):
-    """Return the list of every process's `value`."""
-    values = [value] * place()[1]
-    if len(values) > 1:
-        dist.all_gather_object(values, value)
-    return values
-
-
-def firsts(value):
-    """Return the first process's `value`."""
-    values = [value]
-    if place()[1] > 1:
-        dist.broadcast_object_list(values)
-    return values[0]
-
-
-def largest(number):
-    """Return the largest of every process's whole numbers."""
-    if place()[1] == 1:
-        return number
-    values = torch.tensor(number)
-    dist.all_reduce(values, dist.ReduceOp.MAX)
-    return int(values)
-
-
-def mean_over_processes(values):
-    """Return the mean of every process's tensor."""
-    if place()[1] > 1:
-        dist.all_reduce(values)
-    return values / place()[1]
-
-
-class AllSum(torch.autograd.Function):
-    """The sum of every process's tensor, through which gradients flow back to all of them."""
-
-    @staticmethod
-    def forward(_, values):
-        total = values.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(_, gradient):
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
-
-
-class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes (torch's own of this name does not run on a CPU).
-
-    counted: 0.0 where this process's batch is none of the pictures, only there to take part.
-    """
-
-    counted = 1.0
-
-    def forward(self, x):
-        if not self.training or place()[1] == 1:
-            return super().forward(x)
-        values = x.float()
-        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x[:, 0].numel()])])
-        sums = AllSum.apply(self.counted * sums)
-        count, mean = sums[-1], sums[:-1] / sums[-1]
-        values = values - mean[:, None, None]
-        var = AllSum.apply(self.counted * values.square().sum((0, 2, 3))) / count
-        with torch.no_grad():
-            self.num_batches_tracked.add_(1)
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(var * count / (count - 1), self.momentum)
-        scale = self.weight * (var + self.eps).rsqrt()
-        return (values * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
-
-
-def synchronize_batch_norm(net):
-    """Replace the batch norms of a Generator or Discriminator by such as see the batches of all processes."""
-    for i, layer in enumerate(net.main):
-        if isinstance(layer, nn.BatchNorm2d):
-            net.main[i] = SyncBatchNorm(layer.num_features)
-            net.main[i].load_state_dict(layer.state_dict())
-
-
-def launch(processes, script, argv):
-    """Run a script in so many processes on this machine, by torch's launcher; return its exit code."""
-    logging.disable(logging.ERROR)  # in the launcher: the processes speak for themselves
-    os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds to save in; 30 in PyTorch before 2.13
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
-    from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
-    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # those not ignored by nohup
-    names = [name for name in names if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
-    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
-    with tempfile.TemporaryDirectory() as logs:
-        where |= {"logs_specs": DefaultLogsSpecs(log_dir=logs), "signals_to_handle": ",".join(names)}
-        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **where)
-        try:
-            elastic_launch(config, sys.executable)(script, *argv)
-        except SignalException as stopped:
-            return 128 + stopped.sigval
-        except ChildFailedError as failed:
-            code = failed.get_first_failure()[1].exitcode
-            return code if code > 0 else 128 - code  # that of a shell, where a signal killed it
-    return 0

@@ -32,11 +32,16 @@ from torchvision.datasets.folder import default_loader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import Files, Images, Pictures, load_images
-from generate import generate, write_png
-from models import Discriminator, Generator, latents, pictures
-from runs import tune
-from training import Training, join
+from data import Images, load_images
+from generate import generate
+from models import Discriminator, Generator, pictures
+from support.accelerator import tune
+from support.decoding import Pictures
+from support.distributed import join
+from support.latents import latents
+from support.png import write_png
+from support.sources import Files
+from training import Training
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
 NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

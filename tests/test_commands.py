@@ -24,7 +24,8 @@ from test_training import assert_same
 import dcgan
 import generate
 from models import Discriminator, Generator, load_generator
-from runs import LOG_FIELDS, RunError, RunFolder
+from support.errors import RunError
+from support.run_folder import LOG_FIELDS, RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
 PICTURES, BATCH, EPOCHS = 1000, 16, 3  # 63 steps an epoch, the last of 8 pictures

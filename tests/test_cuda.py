@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from data import Images
-from models import Discriminator, Generator, latents, pictures
-from training import WARM_UP, CapturedStep, Training, default_precision
+from models import Discriminator, Generator, pictures
+from support.accelerator import WARM_UP, CapturedStep, default_precision
+from support.latents import latents
+from training import Training
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ROOT, BATCH = Path(__file__).parent.parent, 16

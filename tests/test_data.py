@@ -22,7 +22,12 @@ from PIL import Image
 from torchvision import datasets, transforms
 
 import data
-from data import DataError, draw_cartoon, load_images, prepare
+from data import load_images
+from support import cartoon
+from support.cartoon import draw_cartoon
+from support.decoding import prepare
+from support.errors import DataError
+from support.sources import Source
 
 ROOT = Path(data.__file__).parent
 SIZES = [(16, 16), (17, 16), (37, 53), (53, 37), (7, 5), (1, 1), (1, 30), (30, 1), (333, 20), (20, 333), (178, 218)]
@@ -279,7 +284,7 @@ def test_a_batch_of_broken_pictures_does_not_shift_those_after_it(tmp_path):
 
 
 def test_a_cartoon_depends_on_its_index_alone():
-    code = "from data import draw_cartoon as d; print(*(d(i, 32).tobytes().hex() for i in (5, 2)))"
+    code = "from support.cartoon import draw_cartoon as d; print(*(d(i, 32).tobytes().hex() for i in (5, 2)))"
     there = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert there.stdout.split() == [draw_cartoon(i, 32).tobytes().hex() for i in (5, 2)]
 
@@ -296,7 +301,7 @@ def test_cartoons_differ_and_are_the_same_at_every_size():
 
 @pytest.mark.parametrize("dataset", ["cartoon", "fake"])
 def test_made_pictures_are_the_same_from_the_cache(dataset, monkeypatch):
-    monkeypatch.setattr(data.Cartoons, "__len__", lambda _: 30)  # 10,000 take a while
+    monkeypatch.setattr(cartoon.Cartoons, "__len__", lambda _: 30)  # 10,000 take a while
     streamed, cached = (load_images(dataset, None, 16, cache=cache) for cache in ("none", None))
     assert same(epoch_of(cached, 16), epoch_of(streamed, 16))
     assert len(set(contents(cached))) == len(cached) == {"cartoon": 30, "fake": 1000}[dataset]
@@ -335,7 +340,7 @@ def test_a_run_folder_is_not_learned_from(tmp_path):
     assert contents(load_images("folder", tmp_path / "in", 16)) == expected(paths)
 
 
-class Deadly(data.Source):
+class Deadly(Source):
     """A picture that ends the process that decodes it, as the system does where memory is short."""
 
     def __len__(self):

@@ -35,8 +35,11 @@ from test_models import randomised
 
 import dcgan
 from data import load_images
-from models import Generator, ModelError, load_generator, read_file
-from runs import RunFolder, write_whole
+from models import Generator, load_generator
+from support.errors import ModelError
+from support.files import write_whole
+from support.run_folder import RunFolder
+from support.weights import read_file
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="causes faults as Linux has them")
 ROOT = Path(__file__).parents[1]
@@ -317,7 +320,7 @@ def test_no_handler_can_raise_anywhere():
 ORPHAN = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from data import quietly
+from support.decoding import quietly
 main = os.getpid()
 if os.fork():
     quietly(os.getppid(), 0)  # its parent is there

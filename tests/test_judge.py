@@ -15,11 +15,13 @@ from torch import nn
 import dcgan
 import generate
 from data import Images, load_images
-from models import Generator, latents, load_generator, pictures
-from runs import RunError, RunFolder
+from models import Generator, load_generator, pictures
+from support.errors import RunError
+from support.latents import latents
+from support.run_folder import RunFolder
 
 pytest.importorskip("torchmetrics")
-from judge import Judge  # noqa: E402
+from support.fid import Judge
 
 
 class Corners(nn.Module):
@@ -65,7 +67,7 @@ def test_distance_of_gaussians_is_the_closed_form(monkeypatch):
 
     real, fake = gaussians(20_000, (100, 20), (140, 10)), gaussians(20_000, (130, 25), (120, 30))
     left = iter(torch.from_numpy(fake).split(256))
-    monkeypatch.setattr("judge.pictures", lambda netG, z: next(left))
+    monkeypatch.setattr("support.fid.pictures", lambda netG, z: next(left))
     judge = Judge(Images(real, [], []), 20_000, torch.device("cpu"), Corners())
     expected = (30**2 + 5**2 + 20**2 + 20**2) / 255**2
     assert judge.distance(Generator(4, 4, 3, 16)) == pytest.approx(expected, rel=0.02)
@@ -229,7 +231,7 @@ def test_features_that_cannot_be_kept_end_no_run(tmp_path, monkeypatch, capsys):
         raise OSError(f"{path} could not be written")
 
     images = load_images("fake", image_size=16, cache=tmp_path)
-    monkeypatch.setattr("judge.write_whole", refuse)
+    monkeypatch.setattr("support.fid.write_whole", refuse)
     assert Judge(images, 20, torch.device("cpu"), Corners()).distance(Generator(4, 4, 3, 16)) > 0
     assert "warning: the next run must look at the photographs again: " in capsys.readouterr().err
 

@@ -15,8 +15,11 @@ from PIL import Image, ImageSequence
 from test_models import randomised
 
 import generate
-from generate import PLANES, STEPS, groups, plane, slerp
-from models import Generator, latents, load_generator, pictures, set_batch_norm_statistics, weights_init
+from models import Generator, load_generator, pictures, set_batch_norm_statistics, weights_init
+from support.arithmetic import groups
+from support.explorer import PLANES, plane
+from support.latents import latents
+from support.walk import STEPS, slerp
 
 NZ, SIZE = 12, 16
 

@@ -14,13 +14,13 @@ from models import (
     IMAGE_SIZES,
     Discriminator,
     Generator,
-    ModelError,
-    latents,
     load_discriminator,
     load_generator,
     pictures,
     set_batch_norm_statistics,
 )
+from support.errors import ModelError
+from support.latents import latents
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
 LOADERS = {"netG": load_generator, "netD": load_discriminator}

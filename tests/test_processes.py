@@ -17,7 +17,8 @@ from test_faults import alive, children
 from test_training import networks, tensors_of
 
 from models import load_generator
-from training import bce, part_of
+from support.distributed import part_of
+from training import bce
 
 ROOT = Path(__file__).parents[1]
 NZ, SIZE = 10, 16
@@ -29,7 +30,8 @@ import copy, sys, torch
 torch.set_num_threads(1)
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_training import multiplied, networks
-from training import Training, join, part_of
+from training import Training
+from support.distributed import join, part_of
 rank, processes = join()
 found = {{}}
 for sync_bn in (False, True):

@@ -14,21 +14,13 @@ from torch import nn
 
 import dcgan
 import training as training_module
-from dcgan import Meter, StopOnSignal
+from dcgan import Meter
 from models import Discriminator, Generator
-from runs import RunError
-from training import (
-    Multiplied,
-    MultipliedTransposed,
-    Training,
-    bce,
-    default_precision,
-    multiply_innermost,
-    runner,
-    train_step,
-    update_average,
-    why_not_compile,
-)
+from support.accelerator import default_precision, why_not_compile
+from support.cpu_convolutions import Multiplied, MultipliedTransposed, multiply_innermost
+from support.errors import RunError
+from support.signals import StopOnSignal
+from training import Training, bce, runner, train_step, update_average
 
 NZ, SIZE, BATCH = 10, 16, 6
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -238,9 +230,10 @@ def test_default_precision_of_a_cpu():
 
 
 FAULTS = """
-import itertools, resource, statistics, torch, runs, training, models
+import itertools, resource, statistics, torch, training, models
+from support import accelerator
 if {tuned}:
-    runs.tune(torch.device("cpu"))
+    accelerator.tune(torch.device("cpu"))
 nets = models.Generator(image_size=48), models.Discriminator(image_size=48)
 run = training.Training(*nets, torch.device("cpu"), lr=1e-4, beta1=0.5, ema=0, precision="fp32", seed=0)
 batch = torch.zeros(128, 3, 48, 48, dtype=torch.uint8)

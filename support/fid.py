@@ -1,7 +1,4 @@
-"""Which epoch to keep: the Fréchet distance of a generator's pictures to the photographs, in the features of a network.
-
-A DCGAN often peaks and then falls apart; this number tells when (Heusel et al. 2017, arXiv:1706.08500, equation 6).
-"""
+"""Which epoch to keep: the Fréchet distance of a generator's pictures to the photographs (Heusel et al. 2017)."""
 
 import importlib.util
 import pickle
@@ -10,8 +7,11 @@ import sys
 import torch
 from tqdm import tqdm
 
-from models import ModelError, latents, pictures, read_file
-from runs import RunError, write_whole
+from models import pictures
+from support.errors import ModelError, RunError
+from support.files import write_whole
+from support.latents import latents
+from support.weights import read_file
 
 REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # the photographs' in torchmetrics
 AT_ONCE = 256  # pictures

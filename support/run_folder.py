@@ -1,15 +1,8 @@
-"""What both scripts share: requests refused in one line, files whole or absent, grids; and the run folder."""
+"""The folder of one run: weights, checkpoints, log, plots."""
 
-import argparse
-import contextlib
 import csv
-import ctypes
-import errno
-import io
 import json
 import math
-import os
-import platform
 import re
 import sys
 from pathlib import Path
@@ -17,135 +10,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.utils import make_grid
 
-from models import ModelError, read_file
+from support.errors import ModelError, RunError
+from support.files import check_writable, write_whole
+from support.plots import MOST_FRAMES
+from support.weights import read_file
 
 MEASURES = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2")  # what a step reports
 LOG_FIELDS = ("epoch", "step", "images", *MEASURES, "images_per_s", "fid")  # the last only where it was measured
-MOST_FRAMES = 60  # of the animation
-M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
-
-
-class RunError(Exception):
-    """A run folder that cannot be used as asked, or a run that cannot go on. The message is one line."""
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        """Refuse a request in one line, without argparse's usage text."""
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
-def number(kind, low, below=math.inf):
-    """Return a type for argparse: a number of `kind` in [low, below)."""
-
-    def parse(text):
-        value = kind(text)
-        if not low <= value < below:
-            upper = f" and below {below}" if below < math.inf else "" if kind is int else " and finite"
-            raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
-        return value
-
-    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
-    return parse
-
-
-def check_writable(folder):
-    """Raise RunError if `folder` is not, or could not become, a folder that can be written to."""
-    nearest = next(p for p in [folder, *folder.absolute().parents] if os.path.exists(p))
-    if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
-
-
-def show_any_name():
-    """Have names that the terminal cannot show written with escapes: they are no reason to end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
-            stream.reconfigure(errors="backslashreplace")
-
-
-def pick_device(cuda, accel, number=0):
-    """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
-
-    number: which of several GPUs.
-    Raises RunError if CUDA is asked for and there is none.
-    """
-    if cuda and not torch.cuda.is_available():
-        raise RunError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
-    found = accel and torch.accelerator.current_accelerator(check_available=True)
-    if cuda or (found and found.type == "cuda"):
-        torch.cuda.set_device(number)
-        return torch.device("cuda", number)
-    return found or torch.device("cpu")
-
-
-def tune(device):
-    """Set what makes networks fast on `device`, for the whole process.
-
-    On the CPU, glibc gives every large buffer back to the system as soon as it is free, and the next one is made anew,
-    page by page, at each layer of each step; here it keeps them. On CUDA, cuDNN tries its kernels and takes the best.
-    """
-    if device.type == "cuda":
-        torch.backends.cudnn.benchmark = True
-    elif device.type == "cpu" and platform.libc_ver()[0] == "glibc":
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
-            mallopt(option, value)
-
-
-def write_whole(path, write, sync=True, keep=None):
-    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises OSError.
-
-    sync: make sure that it is on the disk and reads as it was written, which takes a while. keep: where the file that
-    was there goes.
-    """
-    path, content = Path(path), io.BytesIO()
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    write(content)
-    try:
-        with open(partial, "wb") as file:
-            file.write(content.getbuffer())
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        if sync and partial.read_bytes() != content.getbuffer():
-            raise OSError(errno.EIO, "it does not read as it was written")
-        if keep and path.exists():
-            os.replace(path, keep)
-        os.replace(partial, path)
-        if sync:
-            sync_folder(path.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-        if isinstance(error, OSError):
-            raise OSError(
-                f"{path} could not be written ({error.strerror}); the files saved before it are whole"
-            ) from None
-        raise
-
-
-def sync_folder(folder):
-    """Make sure that the names in `folder` are on the disk as well as the files."""
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open one
-        opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(opened)
-        finally:
-            os.close(opened)
-
-
-def save_grid(path, pictures, across=None):
-    """Write pictures, uint8 (N, nc, s, s), as one PNG, `across` in a row [about as many across as down: 8 for 64]."""
-    grid = make_grid(pictures, nrow=across or max(1, int(len(pictures) ** 0.5)))
-    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    write_whole(path, lambda file: image.save(file, "png"))
-
-
-def grid_size(image_size):
-    """Return how many pictures a grid shows: 64, or fewer of large ones, so that it stays about 1,000 pixels wide."""
-    return max(4, min(64, (1024 // image_size) ** 2))
 
 
 class RunFolder:
