@@ -1,7 +1,8 @@
-"""The two networks of DCGAN (Radford, Metz, Chintala 2016, arXiv:1511.06434), their initialisation and weights files.
+"""The two networks of DCGAN (Radford, Metz, Chintala 2016, arXiv:1511.06434), their initialisation, and sampling.
 
->>> from models import latents, load_generator, pictures
->>> faces = pictures(load_generator("out"), latents(range(64), nz=100))  # (64, 3, 64, 64) uint8
+>>> from models import generate_images, latents, load_generator
+>>> netG = load_generator("out")
+>>> images = generate_images(netG, latents(range(64), netG.nz))  # (64, 3, 64, 64) uint8
 """
 
 import itertools
@@ -10,34 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.accelerator import fastest_layout
-from support.errors import ModelError
+from support.accelerator import fastest_layout, reproducible_kernels
+from support.image_sizes import channel_multipliers, check_image_size, first_map_and_doublings
+from support.latents import latents
 from support.weights import load_network
 
-# The sides a DCGAN can have: a first map of 4..7, doubled at least twice.
-IMAGE_SIZES = tuple(sorted(b << k for b in range(4, 8) for k in range(2, 9) if b << k <= 1024))
-
-
-def check_image_size(image_size):
-    """Raise ModelError, naming the nearest sizes that work, if no DCGAN has pictures of this side."""
-    if image_size not in IMAGE_SIZES:
-        nearest = [s for s in IMAGE_SIZES if s < image_size][-1:] + [s for s in IMAGE_SIZES if s > image_size][:1]
-        raise ModelError(
-            f"a side of {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
-            f" (all: {', '.join(map(str, IMAGE_SIZES))})"
-        )
-
-
-def first_map_and_doublings(image_size):
-    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2)."""
-    check_image_size(image_size)
-    doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits
-    return image_size >> doublings, doublings
-
-
-def channel_multipliers(doublings):
-    """Return the hidden maps' channels as multiples of ngf (ndf), from the picture inwards: 1, 2, 4, 8, 16, 16, ..."""
-    return [min(2**i, 16) for i in range(doublings)]
+__all__ = [
+    "Discriminator",
+    "Generator",
+    "check_image_size",
+    "generate_images",
+    "latents",
+    "load_discriminator",
+    "load_generator",
+    "set_batch_norm_statistics",
+    "weights_init",
+]
 
 
 def weights_init(module):
@@ -53,10 +42,10 @@ def weights_init(module):
 
 
 class Generator(nn.Module):
-    """G(z): latents (N, nz) or (N, nz, 1, 1) from N(0, 1) to pictures (N, nc, image_size, image_size) in [-1, 1].
+    """G(z): latent vectors (N, nz) or (N, nz, 1, 1) from N(0, 1) to images (N, nc, image_size, image_size) in [-1, 1].
 
-    Layers, shapes and names are those of the paper (figure 1, section 3) and of the public PyTorch example. Raises
-    ModelError for an image_size not in IMAGE_SIZES.
+    Layers and shapes are those of the paper (figure 1, section 3), names those of the public PyTorch example. Raises
+    UserError for an image_size that no DCGAN can have.
     """
 
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
@@ -74,11 +63,16 @@ class Generator(nn.Module):
     def forward(self, z):
         return self.main(z.reshape(z.shape[0], self.nz, 1, 1))  # (N, nc, image_size, image_size)
 
+    @staticmethod
+    def sizes(first, last, doublings):
+        """Return the sizes of a generator from the shapes of its first and last weights."""
+        return {"nz": first[0], "ngf": last[0], "nc": last[1], "image_size": first[2] << doublings}
+
 
 class Discriminator(nn.Module):
-    """D(x): pictures (N, nc, image_size, image_size) in [-1, 1] to p(real | x), shape (N,), in [0, 1].
+    """D(x): images (N, nc, image_size, image_size) in [-1, 1] to the probability that they are real, (N,) in [0, 1].
 
-    `logits(x)` is the value before the sigmoid; training uses it. Raises ModelError for an image_size not in
+    `logits(x)` is the value before the sigmoid; training uses it. Raises UserError for an image_size not in
     IMAGE_SIZES.
     """
 
@@ -104,64 +98,68 @@ class Discriminator(nn.Module):
     def forward(self, x):
         return self.main[-1](self.logits(x))  # (N,)
 
+    @staticmethod
+    def sizes(first, last, doublings):
+        """Return the sizes of a discriminator from the shapes of its first and last weights."""
+        return {"ndf": first[0], "nc": first[1], "image_size": last[2] << doublings}
+
 
 @torch.no_grad()
-def pictures(netG, z):
-    """Return the pictures of z, (N, nz), as uint8 (N, nc, image_size, image_size) on the CPU; batch norm in eval mode.
+def generate_images(netG, z):
+    """Return the images of z, (N, nz), with batch norm in eval mode: uint8 (N, nc, image_size, image_size) on the CPU.
 
-    A convolution's last bits depend on the size of its batch and on the layout of its weights. The network therefore
-    always sees blocks of one size, and gets the fastest layout, so that a picture depends on its own latent alone, not
-    on how many are made together.
+    An image depends on the weights and on its own latent vector alone, on one device and PyTorch version. A
+    convolution's last bits depend on the batch size and on the layout of its weights, so the network always gets
+    batches of one size, padded, in one layout; and on CUDA, kernels are not chosen by timing.
     """
     device, was_training = next(netG.parameters()).device, netG.training
-    block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 pictures at 64 x 64, fewer of the larger ones
+    block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 images at 64 x 64, fewer of larger ones
     netG.eval().to(memory_format=fastest_layout(device))
     blocks = []
-    for part in z.flatten(1).split(block):
-        x = netG(F.pad(part, (0, 0, 0, block - len(part))).to(device))[: len(part)]
-        blocks.append(x.mul(127.5).add(127.5).round().to(torch.uint8))
+    with reproducible_kernels():
+        for part in z.flatten(1).split(block):
+            x = netG(F.pad(part, (0, 0, 0, block - len(part))).to(device))[: len(part)]
+            blocks.append(x.mul(127.5).add(127.5).round().to(torch.uint8))  # [-1, 1] to [0, 255]
     netG.train(was_training)
     return torch.cat(blocks).cpu()
 
 
 @torch.no_grad()
-def set_batch_norm_statistics(netG, noise):
-    """Replace G's running mean and variance by the exact ones over all of `noise`, an iterable of latents (N, nz).
+def set_batch_norm_statistics(netG, z):
+    """Replace G's running means and variances by those over all latent vectors z, (batches, N, nz).
 
-    Each batch is normalised by its own statistics, as in training; those of the batches, all of one size, are pooled.
-    Nothing but the running statistics changes. Without it a picture made alone (eval mode) suffers from a moving
-    average that lags behind the weights, or, for averaged weights, belongs to others.
+    Each batch is normalised by its own statistics, as in training; those of all batches are pooled. Nothing else
+    changes. Without it an image that is generated alone (eval mode) suffers from a moving average that lags behind the
+    weights, or, for averaged weights, belongs to others.
     """
-    layers = list(netG.main)
-    norms = [layer for layer in layers if isinstance(layer, nn.BatchNorm2d)]
-    means, squares = [[] for _ in norms], [[] for _ in norms]
-    for z in noise:
-        x, i = z.reshape(-1, netG.nz, 1, 1), 0
-        for layer in layers:
-            if isinstance(layer, nn.BatchNorm2d):
-                var, mean = (v.cpu().double() for v in torch.var_mean(x, (0, 2, 3), correction=0))
-                means[i].append(mean)
-                squares[i].append(var + mean**2)  # E[x^2] = Var[x] + E[x]^2
-                x, i = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps), i + 1
+    norms = {layer: ([], []) for layer in netG.main if isinstance(layer, nn.BatchNorm2d)}
+    for batch in z:
+        x = batch.reshape(-1, netG.nz, 1, 1)
+        for layer in netG.main:
+            if layer in norms:
+                for values, value in zip(norms[layer], torch.var_mean(x, (0, 2, 3), correction=0), strict=True):
+                    values.append(value)
+                x = F.batch_norm(x, None, None, layer.weight, layer.bias, training=True, eps=layer.eps)
             else:
                 x = layer(x)
-    for norm, mean, square in zip(norms, means, squares, strict=True):
-        mean, square = torch.stack(mean).mean(0), torch.stack(square).mean(0)
-        norm.running_mean.copy_(mean.float())
-        norm.running_var.copy_((square - mean**2).float())
+    for norm, statistics in norms.items():
+        var, mean = (torch.stack(values).cpu().double() for values in statistics)
+        square = (var + mean**2).mean(0)  # E[x^2] = Var[x] + E[x]^2
+        norm.running_mean.copy_(mean.mean(0).float())
+        norm.running_var.copy_((square - mean.mean(0) ** 2).float())
 
 
 def load_generator(path, average=True):
-    """Read a generator: in eval mode, on the CPU, its nz, ngf, nc and image_size read off the shapes of the weights.
+    """Return a generator from a file, in eval mode on the CPU; nz, ngf, nc and image_size follow from its weights.
 
-    path: a weights file of any DCGAN of these shapes, whatever its layers are called, bare or nested in a dictionary;
-    a checkpoint; or a run folder (the best that was measured, or the newest). `average`: where both are there, the
-    averaged generator, not the plain.
-    Raises ModelError, one line, if there is none, or its weights are of another shape or not finite.
+    path: a weights file of any DCGAN of these shapes, whatever its layers are called, alone or nested in a dictionary;
+    a checkpoint; or a run folder (netG_best.pth if it is there, otherwise the newest weights). average: where both are
+    there, take the averaged generator, not the plain one.
+    Raises UserError if there is none, or if its weights have other shapes or are not finite.
     """
-    return load_network(Generator, path, average)
+    return load_network(Generator, Discriminator, path, average)
 
 
 def load_discriminator(path):
-    """Read a discriminator as `load_generator` reads a generator."""
-    return load_network(Discriminator, path, False)
+    """Return a discriminator from a file, as `load_generator` returns a generator."""
+    return load_network(Discriminator, Generator, path, average=False)

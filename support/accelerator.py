@@ -1,38 +1,38 @@
-"""The device: which one, what makes it fast, its precision, and the step captured as a CUDA graph."""
+"""The device of a run: which one, its memory and precision, and all that is CUDA's own."""
 
 import ctypes
-import math
 import platform
 import sys
 
 import torch
 
-from support.errors import RunError
+from support.errors import UserError, error_text
 
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
-WARM_UP = 3  # whole steps taken before one is captured, in which the libraries choose their kernels
+ASSUMED_FREE = 3 << 30  # bytes of an accelerator that does not tell how much memory is free
+WARM_UP = 3  # steps before one is captured: the libraries choose their kernels, and Adam makes its state
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "unable to find an engine", "alloc_failed")
 
 
-def pick_device(cuda, accel, number=0):
-    """Return the torch.device that --cuda and --accel ask for: without them, or where --accel finds none, the CPU.
+def pick_device(cuda, accel, local_rank=0):
+    """Return the torch.device for --cuda and --accel: without them, or where --accel finds none, the CPU.
 
-    number: which of several GPUs.
-    Raises RunError if CUDA is asked for and there is none.
+    local_rank: which of several GPUs. Raises UserError if CUDA is asked for and there is none.
     """
     if cuda and not torch.cuda.is_available():
-        raise RunError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
+        raise UserError("--cuda: torch finds no CUDA device here; leave --cuda out to run on the CPU")
     found = accel and torch.accelerator.current_accelerator(check_available=True)
     if cuda or (found and found.type == "cuda"):
-        torch.cuda.set_device(number)
-        return torch.device("cuda", number)
+        torch.cuda.set_device(local_rank)
+        return torch.device("cuda", local_rank)
     return found or torch.device("cpu")
 
 
-def tune(device):
+def tune_device(device):
     """Set what makes networks fast on `device`, for the whole process.
 
-    On the CPU, glibc gives every large buffer back to the system as soon as it is free, and the next one is made anew,
-    page by page, at each layer of each step; here it keeps them. On CUDA, cuDNN tries its kernels and takes the best.
+    On a CPU, glibc returns every large buffer to the system when it is freed, and gets the next one page by page, at
+    each layer of each step; here it keeps them. On CUDA, cuDNN times its kernels and takes the fastest.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True
@@ -40,6 +40,30 @@ def tune(device):
         mallopt = ctypes.CDLL(None).mallopt
         for option, value in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1), (M_TOP_PAD, 2**28)):
             mallopt(option, value)
+
+
+def free_memory(device):
+    """Return how many bytes of an accelerator's memory are free, or ASSUMED_FREE where it does not tell."""
+    try:
+        return torch.accelerator.get_memory_info(device)[0]
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return ASSUMED_FREE
+
+
+def to_device(batch, device):
+    """Return a batch on `device`. A copy to a CUDA device does not wait for the step before."""
+    if device.type == "cuda" and not batch.is_cuda:
+        return batch.pin_memory().to(device, non_blocking=True)
+    return batch.to(device)
+
+
+def copy_to_cpu(tree):
+    """Return a copy of a nested state (dictionaries, lists, tuples) with all tensors contiguous on the CPU."""
+    if isinstance(tree, torch.Tensor):
+        return tree.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+    if isinstance(tree, dict):
+        return {key: copy_to_cpu(value) for key, value in tree.items()}
+    return type(tree)(map(copy_to_cpu, tree)) if isinstance(tree, list | tuple) else tree
 
 
 def fastest_layout(device):
@@ -61,48 +85,79 @@ def emulates_bfloat16(device):
 
 
 def why_not_compile(device):
-    """Return in one line why torch.compile does not work here, as for want of a C++ compiler; None if it does."""
+    """Return in one line why torch.compile does not work here, such as a missing C++ compiler; None if it does."""
     try:
         torch.compile(lambda x: x + 1, dynamic=False)(torch.zeros(4, device=device))
-    except Exception as error:  # the compilers behind it raise what they like
-        return " ".join(str(error).split("\n\n")[0].split())[:200] or type(error).__name__
+    except Exception as error:  # the compilers behind it raise exceptions of many kinds
+        return error_text(str(error).split("\n\n")[0])
+
+
+def reproducible_kernels():
+    """Return a context in which cuDNN's results do not differ from one process to the next on the same device.
+
+    Its kernels are deterministic, chosen by rule instead of by timing, and compute in full float32, not in TF32.
+    """
+    return torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+
+
+def is_out_of_memory(error):
+    """Return whether a RuntimeError means that the memory of a device, or of the CPU, is too small."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
 class CapturedStep:
-    """step(batch) for batches of one shape on a CUDA device, as one CUDA graph: one launch instead of hundreds.
+    """A Trainer's step for batches of one shape on a CUDA device, as one CUDA graph: one launch instead of hundreds.
 
-    The first WARM_UP calls run `step` as it is: they are steps like all others, and let the libraries choose kernels
-    and the optimizers make their state. Then one is captured, which executes nothing, and replayed from there on.
-    noise: the torch.Generator that `step` draws from. Where it cannot be captured, `step` goes on being run as it is.
+    The first WARM_UP calls run `trainer.eager_step` as it is. The next captures it, which executes nothing, and replays
+    the graph, as all later calls do. Where it cannot be captured, it warns once and goes on with eager steps.
     """
 
-    def __init__(self, step, noise):
-        self.step, self.noise, self.stream = step, noise, torch.cuda.Stream(noise.device)
-        self.calls, self.graph = 0, None
+    def __init__(self, trainer):
+        self.trainer, self.stream = trainer, torch.cuda.Stream(trainer.device)
+        self.calls, self.graph, self.can_capture = 0, None, True
 
     def __call__(self, batch):
         self.calls += 1
-        if self.calls > WARM_UP and self.graph is None:
-            self._capture(batch)
+        if self.calls > WARM_UP and self.can_capture and not self.graph:
+            self.capture(batch)
         if self.graph:
             self.batch.copy_(batch, non_blocking=True)
             self.graph.replay()
-            return self.measures.clone()  # the next replay overwrites it
+            return self.result.clone()  # the next replay overwrites it
         self.stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(self.stream):
-            measures = self.step(batch)
+            result = self.trainer.eager_step(batch)
         torch.cuda.current_stream().wait_stream(self.stream)
-        return measures
+        return result
 
-    def _capture(self, batch):
-        graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.noise)
-        self.batch = torch.empty_like(batch, device=self.noise.device)
+    def capture(self, batch):
+        trainer, graph = self.trainer, torch.cuda.CUDAGraph()
+        stream, noise = torch.cuda.current_stream(), trainer.noise.get_state()
+        if torch.__version__ < (2, 14):  # later versions register every generator that a capture uses
+            graph.register_generator_state(trainer.noise)
+        self.batch = torch.empty_like(batch, device=trainer.device)
+        self.set_capturable(True)
         try:
             with torch.cuda.graph(graph, stream=self.stream):
-                self.measures = self.step(self.batch)
+                self.result = trainer.eager_step(self.batch)
             self.graph = graph
         except RuntimeError as error:
-            self.calls = -math.inf  # do not try again
-            reason = " ".join(str(error).split())[:200]
-            print(f"warning: the step runs uncaptured, which is slower ({reason})", file=sys.stderr)
+            # Before PyTorch 2.14, a failed capture leaves its stream current and the generator in capturing state.
+            torch.cuda.set_stream(stream)
+            trainer.noise = torch.Generator(trainer.device)
+            trainer.noise.set_state(noise)
+            if is_out_of_memory(error):
+                raise
+            self.can_capture = False
+            print(f"warning: the step is not captured, which is slower ({error_text(error)})", file=sys.stderr)
+        finally:
+            self.set_capturable(False)
+
+    def set_capturable(self, value):
+        """Tell Adam whether its step is being captured: it refuses a capture without this, and warns of it outside one.
+
+        A fused Adam computes the same either way: its count of steps is on the device in both cases.
+        """
+        for optimizer in (self.trainer.optimizerG, self.trainer.optimizerD):
+            for group in optimizer.param_groups:
+                group["capturable"] = value

@@ -33,7 +33,7 @@ MOUTHS = (  # each line a few ovals: y, half width, half height, colour (None: t
 
 
 def draw_cartoon(index: int, size: int) -> Image.Image:
-    """Return cartoon face number `index`, the same face at every `size`, as a square RGB picture."""
+    """Return cartoon face number `index`, the same face at every `size`, as a square RGB image."""
     rng = Random(index)
     pick, vary = rng.choice, rng.uniform
     backdrop, skin, iris, shirt, hat = pick(BACKDROPS), pick(SKINS), pick(IRISES), pick(CLOTHES), pick(CLOTHES)
@@ -117,7 +117,7 @@ def draw_cartoon(index: int, size: int) -> Image.Image:
 
 
 class Cartoons(Source):
-    """10,000 cartoon faces, drawn when asked for."""
+    """10,000 cartoon faces, drawn when they are read."""
 
     def __init__(self, image_size):
         self.image_size = image_size

@@ -1,4 +1,4 @@
-"""CelebA, in any of the layouts that people have."""
+"""CelebA, in any of the layouts in which people have it."""
 
 import shutil
 import zipfile
@@ -7,36 +7,36 @@ from pathlib import Path
 from torchvision import datasets
 from tqdm import tqdm
 
-from support.errors import DataError, one_line
+from support.errors import UserError, error_text
 from support.files import locked
 from support.sources import Files
 
 
 def open_celeba(dataroot, image_size, classes):
-    """Find CelebA's aligned pictures in any of the layouts people have; unpack or download them if need be."""
+    """Return CelebA's aligned images, unpacked or downloaded if need be. Raises UserError if that fails."""
     root = Path(dataroot or "data")
     found, why = find_celeba(root), ""
     if not found:
         try:
             datasets.CelebA(root, split="all", download=True)
         except Exception as error:  # the quota, the network, gdown missing, a page where the archive should be
-            why = f" ({one_line(error)})"
+            why = f" ({error_text(error)})"
         found = find_celeba(root)
     if not found:
-        raise DataError(
+        raise UserError(
             f"--dataroot {root}: looked for img_align_celeba/*.jpg and img_align_celeba.zip in it and in {root}/celeba;"
-            f" none is there, and the download failed{why}: fetch the zip by hand from"
+            f" none is there, and the download failed{why}; fetch the zip by hand from"
             f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
         )
     files = Files(found)
     if len(files) != 202_599:
         again = "; delete it to have it unpacked again" if Path(f"{found}.zip").is_file() else ""
-        print(f"note: CelebA has 202,599 pictures; {found} holds {len(files):,}{again}")
+        print(f"note: CelebA has 202,599 images; {found} holds {len(files):,}{again}")
     return files
 
 
 def find_celeba(root):
-    """Return the folder of CelebA's pictures in or below `root`, unpacked if need be, or None."""
+    """Return the folder of CelebA's images in or below `root`, unpacked if need be, or None."""
     places = [root / "celeba", root]
     folders = [p / inner for p in places for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba")]
     for folder in [*folders, root]:
@@ -49,13 +49,13 @@ def find_celeba(root):
 
 
 def unpack(archive, folder):
-    """Unpack the .jpg files of a zip archive flat into `folder`, which is then there whole or not at all; return it."""
+    """Unpack the .jpg files of a zip archive flat into `folder`, completely or not at all; return the folder."""
     partial = folder.with_name(f".{folder.name}.part")
     try:
-        with locked(archive), zipfile.ZipFile(archive) as zipped:
-            if folder.is_dir():  # another process has done it meanwhile
+        with locked(folder.with_name(f".{folder.name}.lock")), zipfile.ZipFile(archive) as zipped:
+            if folder.is_dir():  # another process has unpacked it meanwhile
                 return folder
-            shutil.rmtree(partial, ignore_errors=True)  # of one that was killed
+            shutil.rmtree(partial, ignore_errors=True)  # of a process that was killed
             partial.mkdir()
             members = [m for m in zipped.infolist() if m.filename.lower().endswith(".jpg") and not m.is_dir()]
             for member in tqdm(members, desc=f"unpacking {archive.name}", unit="img", disable=None):
@@ -66,5 +66,5 @@ def unpack(archive, folder):
             partial.rename(folder)
     except Exception as error:  # a damaged archive, one with a password, a full disk
         shutil.rmtree(partial, ignore_errors=True)
-        raise DataError(f"{archive} could not be unpacked: {one_line(error)}") from None
+        raise UserError(f"{archive} could not be unpacked: {error_text(error)}") from None
     return folder

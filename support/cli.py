@@ -1,19 +1,21 @@
-"""Command-line options refused in one line, and output that no name can end."""
+"""Command lines: options refused in one line, and output that cannot end a run."""
 
 import argparse
+import contextlib
 import io
 import math
+import os
 import sys
 
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
-        """Refuse a request in one line, without argparse's usage text."""
+        """Refuse the command line in one line, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def number(kind, low, below=math.inf):
-    """Return a type for argparse: a number of `kind` in [low, below)."""
+    """Return a `type` for argparse: a number of `kind` (int or float) in [low, below)."""
 
     def parse(text):
         value = kind(text)
@@ -22,12 +24,39 @@ def number(kind, low, below=math.inf):
             raise argparse.ArgumentTypeError(f"must be at least {low}{upper}, not {text}")
         return value
 
-    parse.__name__ = kind.__name__  # argparse names it where `text` is no number at all
+    parse.__name__ = kind.__name__  # argparse prints it where `text` is no number at all
     return parse
 
 
-def show_any_name():
-    """Have names that the terminal cannot show written with escapes: they are no reason to end."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a notebook has others
+class TolerantStream:
+    """A text stream that drops what it cannot write: a terminal that is gone must not end a run."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text):
+        with contextlib.suppress(OSError, ValueError):  # ValueError: it is closed
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self):
+        with contextlib.suppress(OSError, ValueError):
+            self.stream.flush()
+
+    def __getattr__(self, name):
+        return getattr(self.stream, name)
+
+
+def protect_output():
+    """Let no failed write to standard output or error end the program: a closed pipe, a lost terminal, a full disk.
+
+    A stream that is missing is replaced by one that drops everything, and characters that the terminal cannot show are
+    written as escapes. Streams that are no files, as in a notebook, stay as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed by the caller; the first file opened would get its number
+            stream = open(os.devnull, "w")  # noqa: SIM115 - as long as the program
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+            setattr(sys, name, TolerantStream(stream))

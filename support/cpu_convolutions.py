@@ -1,4 +1,4 @@
-"""The innermost layers on a CPU, as matrix products."""
+"""The innermost convolutions on a CPU, as matrix products."""
 
 import itertools
 
@@ -7,63 +7,79 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def multiply_innermost(net):
-    """Let the innermost convolutions of a Generator or Discriminator be matrix products while it trains in float32.
+def use_matmul_convolutions(net):
+    """Replace the innermost convolutions of a Generator or Discriminator by matrix products for training in float32.
 
-    What is computed stays the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the
-    paper's 100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the
-    512 x 256 on 4 x 4, 1.27 times; two AVX-512 cores, batches of 128). Four times the input is kept for the gradients.
+    The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the paper's
+    100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the 512 x 256
+    on 4 x 4: 1.27 times; two AVX-512 cores, batches of 128). Four times the input is kept for the gradients.
     """
-    layers = [layer for layer in net.main if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d))]
-    dense, strided = layers[:2] if layers[0].transposed else layers[:-3:-1]
-    points, weights = dense.weight[0, 0].numel(), strided.weight[..., 0, 0].numel()
-    chosen = [dense, strided] if weights > 5_000 * points else [dense]  # 512 x 256 on 5 x 5; on 6 x 6 nothing is gained
-    for layer in chosen:
-        layer.__class__ = MultipliedTransposed if layer.transposed else Multiplied
+    places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    dense, strided = places[:2] if net.main[places[0]].transposed else places[:-3:-1]
+    points, weights = net.main[dense].weight[0, 0].numel(), net.main[strided].weight[..., 0, 0].numel()
+    # 512 x 256 on 5 x 5 gains; on 6 x 6 it does not.
+    for i in [dense, strided] if weights > 5_000 * points else [dense]:
+        net.main[i] = as_matmul(net.main[i])
 
 
-class Multiplied(nn.Conv2d):
-    """A convolution of a Discriminator: (N, C, s, s) to (N, C', s / 2, s / 2), or by a kernel of s to (N, C', 1, 1)."""
+def as_matmul(layer):
+    """Return a convolution of a Generator or Discriminator as a matrix product that has the same weights."""
+    kind = MatmulConvTranspose2d if layer.transposed else MatmulConv2d
+    sizes = (layer.in_channels, layer.out_channels, layer.kernel_size, layer.stride, layer.padding)
+    with torch.device("meta"):
+        product = kind(*sizes, bias=False)
+    product.weight = layer.weight
+    return product.train(layer.training)
+
+
+class MatmulConv2d(nn.Conv2d):
+    """A convolution of a Discriminator: (N, C, s, s) to (N, C', s / 2, s / 2), or with a kernel of s to (N, C', 1, 1).
+
+    A matrix product in training mode; in eval mode, a convolution.
+    """
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1).flatten(1)  # (C', k k C)
         dense = self.stride == (1, 1)
-        rows, side = (x.flatten(1), 1) if dense else (Windows.apply(x), x.shape[1] // 2)
+        rows, side = (x.flatten(1), 1) if dense else (Im2col.apply(x), x.shape[1] // 2)
         return (rows @ weight.T).view(len(x), side, side, -1).permute(0, 3, 1, 2)
 
 
-class MultipliedTransposed(nn.ConvTranspose2d):
-    """A transposed one of a Generator: (N, C, s, s) to (N, C', 2 s, 2 s), or (N, C, 1, 1) to (N, C', k, k)."""
+class MatmulConvTranspose2d(nn.ConvTranspose2d):
+    """A transposed convolution of a Generator: (N, C, s, s) to (N, C', 2 s, 2 s), or (N, C, 1, 1) to (N, C', k, k).
+
+    A matrix product in training mode; in eval mode, a convolution.
+    """
 
     def forward(self, x):
         if not self.training:
             return super().forward(x)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, k k C')
         rows, dense = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight, self.stride == (1, 1)
-        y = rows.view(len(x), *self.kernel_size, -1) if dense else Overlap.apply(rows, x.shape[2])
+        y = rows.view(len(x), *self.kernel_size, -1) if dense else Col2im.apply(rows, x.shape[2])
         return y.permute(0, 3, 1, 2)
 
 
-class Windows(torch.autograd.Function):
-    """The windows of 4 x 4, two apart, of (N, 2b, 2b, C) in a border of zeros, as the rows of (N b b, 16 C)."""
+class Im2col(torch.autograd.Function):
+    """The 4 x 4 windows, two apart, of (N, 2b, 2b, C) padded by zeros, as the rows of (N b b, 16 C)."""
 
     @staticmethod
     def forward(context, x):
         context.side = x.shape[1] // 2
         x = F.pad(x, (0, 0, 1, 1, 1, 1)).contiguous()
-        (n, _, _, channels), (picture, line, point, _) = x.shape, x.stride()
+        (n, _, _, channels), (image, row, point, _) = x.shape, x.stride()
         shape = (n, context.side, context.side, 4, 4 * channels)
-        return x.as_strided(shape, (picture, 2 * line, 2 * point, line, 1)).reshape(-1, 16 * channels)
+        return x.as_strided(shape, (image, 2 * row, 2 * point, row, 1)).reshape(-1, 16 * channels)
 
     @staticmethod
     def backward(context, gradient):
-        return Overlap.apply(gradient, context.side)
+        return Col2im.apply(gradient, context.side)
 
 
-class Overlap(torch.autograd.Function):
-    """The transpose of Windows: lay the rows out as windows of (N, 2b, 2b, C), and add what lies on one point."""
+class Col2im(torch.autograd.Function):
+    """The transpose of Im2col: place the rows as windows of (N, 2b, 2b, C), and add where they overlap."""
 
     @staticmethod
     def forward(context, rows, side):
@@ -75,4 +91,4 @@ class Overlap(torch.autograd.Function):
 
     @staticmethod
     def backward(context, gradient):
-        return Windows.apply(gradient), None
+        return Im2col.apply(gradient), None

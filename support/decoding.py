@@ -1,6 +1,7 @@
-"""One picture prepared; a source's pictures, decoded by several processes."""
+"""Images prepared for training: one at a time, and whole data sets by several processes."""
 
 import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -12,13 +13,13 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from support.errors import DataError, one_line
+from support.errors import UserError, error_text
 
 
 def prepare(image, image_size, nc):
-    """Return a PIL image of any kind as uint8 (nc, image_size, image_size): upright, on white, RGB (nc 3) or grey (1).
+    """Return any PIL image as uint8 (nc, image_size, image_size): upright, on white, in RGB (nc 3) or grey (nc 1).
 
-    The shorter side is resized to image_size, then the centre is cropped: equal in every pixel to torchvision's
+    The shorter side is resized to image_size, then the centre is cropped, with the same pixels as torchvision's
     Resize(image_size) and CenterCrop(image_size).
     """
     ImageOps.exif_transpose(image, in_place=True)
@@ -28,20 +29,20 @@ def prepare(image, image_size, nc):
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    if image.mode != mode:  # else it would be copied
+    if image.mode != mode:  # otherwise convert would copy it
         image = image.convert(mode)
     width, height = image.size
     short = min(width, height)
     width, height = image_size * width // short, image_size * height // short
     if width * height > Image.MAX_IMAGE_PIXELS:
-        raise ValueError("far too long and thin")
+        raise ValueError("aspect ratio too extreme")
     pixels = np.asarray(image.resize((width, height), Image.Resampling.BILINEAR)).reshape(height, width, nc)
     left, top = round((width - image_size) / 2), round((height - image_size) / 2)
     return pixels[top : top + image_size, left : left + image_size].transpose(2, 0, 1)
 
 
-class Pictures(Dataset):
-    """A source's pictures, prepared: [i] is (uint8 array (nc, image_size, image_size), None), or (None, why not)."""
+class DecodedImages(Dataset):
+    """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
     def __init__(self, source, image_size, nc):
         self.source, self.image_size, self.nc = source, image_size, nc
@@ -53,64 +54,85 @@ class Pictures(Dataset):
     def __getitem__(self, i):
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)  # a picture too large to decode safely
-                return prepare(self.source[i], self.image_size, self.nc), None
-        except Exception as error:  # a broken picture can make its decoder raise anything
-            return None, f"{self.source.name(i)} ({one_line(error)})"
-
-    def decoded(self, chunks, workers):
-        """Yield (uint8 tensor (B, nc, image_size, image_size), reports of those left out) for every list of indices."""
-        self.source.ready()
-        options = {
-            "num_workers": workers,
-            "collate_fn": self.stack,
-            "worker_init_fn": functools.partial(quietly, os.getpid()),
-        }
-        try:
-            loader = DataLoader(self, batch_sampler=chunks, **options)
-            yield from begun(loader) if workers else loader
-        except RuntimeError as error:  # one of its processes was killed
-            raise ChildProcessError(
-                f"decoding pictures failed ({one_line(error)}); --workers 0 needs no processes"
-            ) from None
-        finally:
-            self.source.release()
+                warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image too large to decode safely
+                return prepare(self.source[i], self.image_size, self.nc), []
+        except Exception as error:  # a damaged image can make its decoder raise anything
+            return None, [f"{self.source.name(i)} ({error_text(error)})"]
 
     def stack(self, items):
-        """Return what `decoded` yields for a list of items."""
+        """Return (uint8 tensor (B, nc, image_size, image_size), reports) of a list of items."""
         rows = [row for row, _ in items if row is not None]
         batch = np.empty((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
             batch[i] = row
-        return torch.from_numpy(batch), [why for _, why in items if why]
+        return torch.from_numpy(batch), [report for _, reports in items for report in reports]
+
+    def decode(self, chunks, workers, order=None):
+        """Yield what `stack` returns for every list of indices in `chunks`, decoded by so many `workers`.
+
+        order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
+        replaced by the next in the order that can. Without it, such images are left out.
+        """
+        self.source.ready()
+        items = self if order is None else InOrder(self, order)
+        options = {"num_workers": workers, "collate_fn": self.stack}
+        options["worker_init_fn"] = functools.partial(worker_init, os.getpid())
+        try:
+            loader = DataLoader(items, batch_sampler=chunks, **options)
+            yield from start_workers_off_main_thread(loader) if workers else loader
+        except RuntimeError as error:  # one of its processes was killed
+            raise ChildProcessError(
+                f"decoding images failed ({error_text(error)}); --workers 0 needs no processes"
+            ) from None
+        finally:
+            self.source.close()
 
 
-def begun(loader):
-    """Return iter(loader), made outside the main thread.
+class InOrder(Dataset):
+    """Decoded images in an epoch's order, where [place] is the first from that place on that can be read."""
 
-    In the main thread, a DataLoader sets a handler of SIGCHLD that raises wherever the program is, even with a queue's
-    lock held, for which the DataLoader's end then waits for ever. It notices within seconds without one, too, that a
-    process is gone.
+    def __init__(self, images, order):
+        self.images, self.order = images, order
+
+    def __len__(self):
+        return len(self.order)
+
+    def __getitem__(self, place):
+        reports = []
+        for i in itertools.chain(self.order[place:], self.order[:place]):
+            row, report = self.images[int(i)]
+            reports += report
+            if row is not None or len(reports) > len(self) / 2:
+                break
+        return row, reports
+
+
+def start_workers_off_main_thread(loader):
+    """Return iter(loader), created outside the main thread.
+
+    In the main thread, DataLoader installs a SIGCHLD handler that can raise at any point, even while the lock of a
+    queue is held, for which DataLoader would then wait for ever. Without it, a lost worker is noticed within seconds.
     """
     thread = ThreadPool(1)
     try:
         return thread.apply(iter, (loader,))
-    finally:  # after Ctrl-C, too, no more processes begin
+    finally:  # after Ctrl-C, too, no more workers start
         thread.close()
         thread.join()
 
 
-def quietly(main, _):
-    """Leave Ctrl-C to the `main` process, and end at once when it says so, or if it is gone already."""
+def worker_init(parent, _):
+    """Leave Ctrl-C to the process `parent`, end at once when it says so, or if it has ended already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # The DataLoader's processes end with their parent, but take whoever it is by now for it.
-    if multiprocessing.get_start_method() != "forkserver" and os.getppid() != main:
+    # DataLoader's workers end with their parent, but take whatever process that is by now for it.
+    if multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent:
         os._exit(1)
 
 
 def check_skipped(skipped, total):
+    """Raise UserError if more than half of `total` images could not be read."""
     if len(skipped) > total / 2:
-        raise DataError(
-            f"{len(skipped)} of {total} pictures cannot be read, the first: {skipped[0]}; is this the right folder?"
+        raise UserError(
+            f"{len(skipped)} of {total} images cannot be read, the first: {skipped[0]}; is this the right folder?"
         )

@@ -1,4 +1,4 @@
-"""Several processes, of which torch's launcher started each; without it, all of this is about one alone."""
+"""Several processes, started by torch's launcher. Without them, every function here is about one process alone."""
 
 import datetime
 import logging
@@ -10,91 +10,116 @@ import tempfile
 import torch
 import torch.distributed as dist
 
+LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe", "Connection refused")
 
-def join(hours=6):
-    """Join the other processes of a job; return (this one's number, how many there are)."""
+
+def init_distributed(hours=6):
+    """Join the processes of a job that a launcher has started; return (rank, world size), (0, 1) without one.
+
+    hours: how long to wait for the others, one of which may be preparing images.
+    """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        timeout = datetime.timedelta(hours=hours)  # one may prepare pictures for long
-        store, rank, processes = next(dist.rendezvous("env://", timeout=timeout))
+        timeout = datetime.timedelta(hours=hours)
+        store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         # A restarted job may find the addresses of the one before in the store.
-        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{processes}", store)
+        store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{world_size}", store)
         gpus = torch.cuda.is_available() and dist.is_nccl_available()
         backend = "cpu:gloo,cuda:nccl" if gpus else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=processes, timeout=timeout)
-    return place()
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
+    return rank_and_world_size()
 
 
-def is_lost_process(error):
-    """Return whether another process of the job has ended, which is what `error` comes from."""
-    ends = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe")
-    return place()[1] > 1 and any(end in str(error) for end in ends)
+def shutdown_distributed():
+    """Leave the job: end the threads of its communication while Python still runs."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
 
 
-def place():
-    """Return (this process's number, how many there are)."""
+def rank_and_world_size():
+    """Return (the number of this process, how many there are)."""
     joined = dist.is_available() and dist.is_initialized()
     return (dist.get_rank(), dist.get_world_size()) if joined else (0, 1)
 
 
-def part_of(items, rank, processes):
-    """Return what process `rank` has of `items`: parts as equal as can be, in order."""
-    start, longer = divmod(len(items), processes)
-    begin = rank * start + min(rank, longer)
-    return items[begin : begin + start + (rank < longer)]
+def is_lost_process(error):
+    """Return whether `error` comes from the end of another process of the job."""
+    return rank_and_world_size()[1] > 1 and any(sign in str(error) for sign in LOST)
 
 
-def everyones(value):
+def shard(items, rank, world_size):
+    """Return the part of `items` that belongs to process `rank`: equal parts, in order; a remainder belongs to none."""
+    size = len(items) // world_size
+    return items[rank * size : (rank + 1) * size]
+
+
+def all_gather_object(value):
     """Return the list of every process's `value`."""
-    values = [value] * place()[1]
+    values = [value] * rank_and_world_size()[1]
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
 
 
-def firsts(value):
-    """Return the first process's `value`."""
+def broadcast_object(value):
+    """Return the `value` of rank 0."""
     values = [value]
-    if place()[1] > 1:
+    if rank_and_world_size()[1] > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
 
-def largest(number):
+def all_reduce_max(number):
     """Return the largest of every process's whole numbers."""
-    if place()[1] == 1:
+    if rank_and_world_size()[1] == 1:
         return number
     values = torch.tensor(number)
     dist.all_reduce(values, dist.ReduceOp.MAX)
     return int(values)
 
 
-def mean_over_processes(values):
-    """Return the mean of every process's tensor."""
-    if place()[1] > 1:
+def all_reduce_mean(values):
+    """Return the mean of every process's tensor, which it replaces."""
+    world_size = rank_and_world_size()[1]
+    if world_size > 1:
         dist.all_reduce(values)
-    return values / place()[1]
+        values /= world_size
+    return values
 
 
-def launch(processes, script, argv):
-    """Run a script in so many processes on this machine, by torch's launcher; return its exit code."""
-    logging.disable(logging.ERROR)  # in the launcher: the processes speak for themselves
+def average_gradients(net):
+    """Replace a network's gradients by their means over all processes, in one all-reduce.
+
+    The order of a sum over three or more processes depends on a number's place in the buffer. Here it never changes,
+    so that a resumed run adds in the same order.
+    """
+    if rank_and_world_size()[1] == 1:
+        return
+    gradients = [weight.grad for weight in net.parameters()]
+    means = all_reduce_mean(torch.cat([gradient.reshape(-1) for gradient in gradients]))
+    for gradient, mean in zip(gradients, means.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def launch_processes(world_size, script, argv):
+    """Run a script in `world_size` processes on this machine with torch's launcher; return its exit code."""
+    logging.disable(logging.ERROR)  # the launcher's own messages; the processes print theirs
     os.environ.setdefault("TORCH_ELASTIC_SHUTDOWN_TIMEOUT", "600")  # seconds to save in; 30 in PyTorch before 2.13
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // world_size)))
     from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]  # those not ignored by nohup
-    names = [name for name in names if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]
-    where = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
+    names = [name for name in ("SIGTERM", "SIGINT", "SIGHUP") if hasattr(signal, name)]
+    names = [name for name in names if signal.getsignal(getattr(signal, name)) != signal.SIG_IGN]  # as under nohup
+    settings = {"rdzv_backend": "c10d", "rdzv_endpoint": "localhost:0", "run_id": str(os.getpid())}
     with tempfile.TemporaryDirectory() as logs:
-        where |= {"logs_specs": DefaultLogsSpecs(log_dir=logs), "signals_to_handle": ",".join(names)}
-        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=processes, max_restarts=0, **where)
+        settings |= {"logs_specs": DefaultLogsSpecs(log_dir=logs), "signals_to_handle": ",".join(names)}
+        config = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=world_size, max_restarts=0, **settings)
         try:
             elastic_launch(config, sys.executable)(script, *argv)
-        except SignalException as stopped:
-            return 128 + stopped.sigval
-        except ChildFailedError as failed:
-            code = failed.get_first_failure()[1].exitcode
-            return code if code > 0 else 128 - code  # that of a shell, where a signal killed it
+        except SignalException as stop:
+            return 128 + stop.sigval
+        except ChildFailedError as failure:
+            code = failure.get_first_failure()[1].exitcode
+            return code if code > 0 else 128 - code  # as a shell reports a process that a signal killed
     return 0

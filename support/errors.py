@@ -1,17 +1,12 @@
-"""The errors that a user can mend. Each message is one line."""
+"""The error that a user can mend, and errors as one line of text."""
+
+import textwrap
 
 
-class DataError(ValueError):
-    """The pictures asked for cannot be had. The message is one line that says what was looked for, and where."""
+class UserError(ValueError):
+    """A request, file or folder that the user can mend. The message is one line that names it and the way out."""
 
 
-class ModelError(ValueError):
-    """A size no network can have, or a file that does not hold the weights asked for. The message is one line."""
-
-
-class RunError(Exception):
-    """A run folder that cannot be used as asked, or a run that cannot go on. The message is one line."""
-
-
-def one_line(error):
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def error_text(error):
+    """Return an exception's message as one line of at most about 200 characters."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__

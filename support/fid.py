@@ -1,4 +1,8 @@
-"""Which epoch to keep: the Fréchet distance of a generator's pictures to the photographs (Heusel et al. 2017)."""
+"""Which epoch to keep: the Frechet distance of generated images to real ones (Heusel et al. 2017, arXiv:1706.08500).
+
+It compares means and covariances of the features of a network (equation 6). A DCGAN often peaks and then degrades; this
+number tells when.
+"""
 
 import importlib.util
 import pickle
@@ -7,94 +11,101 @@ import sys
 import torch
 from tqdm import tqdm
 
-from models import pictures
-from support.errors import ModelError, RunError
-from support.files import write_whole
+from support.accelerator import is_out_of_memory, reproducible_kernels
+from support.errors import UserError, error_text
+from support.files import write_atomically
 from support.latents import latents
 from support.weights import read_file
 
-REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # the photographs' in torchmetrics
-AT_ONCE = 256  # pictures
+REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # torchmetrics' names
+BATCH = 256  # images
 NEEDS = "--fid needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'"
 
 
-class Judge:
-    """Measures generators against `images`, an Images, by `count` pictures of each.
+def check_installed():
+    """Raise UserError if the packages for --fid are not installed."""
+    if not all(importlib.util.find_spec(name) for name in ("torchmetrics", "torch_fidelity")):
+        raise UserError(NEEDS)
 
-    feature: the network, which takes uint8 (N, 3, s, s) and returns (N, F), and says F as num_features; None: Inception
-    v3, which torchmetrics downloads once. What it says of the photographs is kept beside their prepared array. Raises
-    RunError if torchmetrics, or that network, is not to be had, or if there are too few pictures.
+
+class FidMeter:
+    """Measures generators against `images`, a PreparedImages, with `count` samples each.
+
+    generate: a function of (netG, z) that returns uint8 images, as models.generate_images. feature: the network, which
+    takes uint8 (N, 3, s, s), returns (N, F), and has F as num_features (None: Inception v3, downloaded once). Features
+    of the real images are cached beside their prepared array. Raises UserError if torchmetrics or Inception is not
+    there, or if there are fewer than two images of a kind.
     """
 
-    @staticmethod
-    def check():
-        """Raise RunError if what it needs is not installed."""
-        if not all(importlib.util.find_spec(name) for name in ("torchmetrics", "torch_fidelity")):
-            raise RunError(NEEDS)
-
-    def __init__(self, images, count, device, feature=None):
+    def __init__(self, images, count, device, generate, feature=None):
         if min(count, len(images)) < 2:
-            raise RunError(f"--fid needs 2 pictures at least, of each kind; there are {len(images)} and {count}")
+            raise UserError(f"--fid needs at least 2 images of each kind; there are {len(images)} and {count}")
         self.device = device if device.type == "cuda" else torch.device("cpu")  # it computes in float64
+        self.count, self.generate = count, generate
         try:
             from torchmetrics.image.fid import FrechetInceptionDistance
 
-            # The others of several processes do not come here: nothing is to be exchanged with them.
+            # Rank 0 alone measures: nothing is to be exchanged with the other processes.
             metric = FrechetInceptionDistance(feature or 2048, reset_real_features=False, sync_on_compute=False)
         except ImportError:
-            raise RunError(NEEDS) from None
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, half a file, a page
-            why = " ".join(str(error).split())[:200]
+            raise UserError(NEEDS) from None
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, a damaged download
             where = f"{torch.hub.get_dir()}/checkpoints"
-            raise RunError(
-                f"--fid: Inception's weights cannot be downloaded to {where}, or read there ({why})"
+            raise UserError(
+                f"--fid: Inception's weights cannot be downloaded to {where}, or read there ({error_text(error)})"
             ) from None
-        self.metric, self.count = metric.to(self.device).eval(), count
-        self._see(images, "inception" if feature is None else type(feature).__name__)
+        self.metric = metric.to(self.device).eval()
+        self.load_real_features(images, "inception" if feature is None else type(feature).__name__)
 
-    def _see(self, images, name):
-        """Take in the photographs, or what was kept of them."""
-        kept = images.path.with_name(f"{images.path.stem}-{name}.fid") if images.path else None
+    def load_real_features(self, images, name):
+        """Give the metric the sums over the features of real images, from the cache or computed."""
+        cached = images.path.with_name(f"{images.path.stem}-{name}.fid") if images.path else None
         try:
-            state = read_file(kept) if kept else {}
-        except ModelError:  # there is none, or it is damaged
+            state = read_file(cached) if cached else {}
+        except UserError:  # there is none, or it is damaged
             state = {}
         shapes = {name: getattr(self.metric, name).shape for name in REAL}
         if not isinstance(state, dict) or {name: getattr(state.get(name), "shape", None) for name in REAL} != shapes:
-            with tqdm(total=len(images), desc="photographs' features", unit="img", disable=None) as bar:
-                for batch in images.batches(AT_ONCE, seed=0, epoch=0):
-                    self._update(batch, real=True)
-                    bar.update(len(batch))
-            state = {name: getattr(self.metric, name).cpu() for name in REAL}
+            state = self.compute_real_features(images)
             try:
-                if kept:
-                    write_whole(kept, lambda file: torch.save(state, file))
+                if cached:
+                    write_atomically(cached, lambda file: torch.save(state, file))
             except OSError as error:
-                print(f"warning: the next run must look at the photographs again: {error}", file=sys.stderr)
+                print(f"warning: the next run must compute the real images' features again: {error}", file=sys.stderr)
         for name in REAL:
             setattr(self.metric, name, state[name].to(self.device))
 
+    def compute_real_features(self, images):
+        """Return {name: tensor} of the metric's sums over the features of all images."""
+        with tqdm(total=len(images), desc="features of real images", unit="img", disable=None) as bar:
+            for batch in images.batches(BATCH, seed=0, epoch=0):
+                self.update(batch, real=True)
+                bar.update(len(batch))
+        return {name: getattr(self.metric, name).cpu() for name in REAL}
+
     @torch.no_grad()
-    def _update(self, batch, real):
-        if len(batch):
-            batch = batch.to(self.device)
-            try:
+    def update(self, batch, real):
+        batch = batch.to(self.device)
+        try:
+            with reproducible_kernels():
                 self.metric.update(batch if batch.shape[1] == 3 else batch.expand(-1, 3, -1, -1), real=real)
-            except torch.OutOfMemoryError:
-                why = f"{self.device} has too little memory for {AT_ONCE} pictures in Inception"
-                raise RunError(f"--fid: {why}; --fid 0 goes on without it") from None
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            why = f"{self.device} has too little memory for {BATCH} images in Inception"
+            raise UserError(f"--fid: {why}; --fid 0 continues without it") from None
 
     def distance(self, netG, stopped=lambda: False):
-        """Return the Fréchet distance of G's pictures of seeds 0, 1, ... to the photographs: 0 is best.
+        """Return the Frechet distance of G's images of seeds 0, 1, ... to the real ones (0 is best), None if stopped().
 
-        None if stopped() meanwhile. Raises RunError if the network takes too much memory.
+        Raises UserError if the network takes too much memory.
         """
-        self.metric.reset()  # but for the photographs
-        with tqdm(total=self.count, desc="samples' features", unit="img", disable=None, leave=False) as bar:
-            for start in range(0, self.count, AT_ONCE):
+        self.metric.reset()  # all but the real images' features
+        with tqdm(total=self.count, desc="features of samples", unit="img", disable=None, leave=False) as bar:
+            for start in range(0, self.count, BATCH):
                 if stopped():
                     return None
-                z = latents(range(start, min(start + AT_ONCE, self.count)), netG.nz)
-                self._update(pictures(netG, z), real=False)
+                z = latents(range(start, min(start + BATCH, self.count)), netG.nz)
+                self.update(self.generate(netG, z), real=False)
                 bar.update(len(z))
         return float(self.metric.compute())

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, locks, and folders to write to."""
+"""Files that are complete or absent, locks between processes, and folders that can be written to."""
 
 import contextlib
 import errno
@@ -6,21 +6,23 @@ import io
 import os
 from pathlib import Path
 
-from support.errors import RunError
+import filelock
+
+from support.errors import UserError
 
 
 def check_writable(folder):
-    """Raise RunError if `folder` is not, or could not become, a folder that can be written to."""
+    """Raise UserError if `folder` is not, or could not become, a folder that can be written to."""
     nearest = next(p for p in [folder, *folder.absolute().parents] if os.path.exists(p))
     if not os.path.isdir(nearest) or not os.access(nearest, os.W_OK | os.X_OK):
-        raise RunError(f"--outf {folder}: {nearest} is not a folder that can be written to; choose another --outf")
+        raise UserError(f"--outf {folder}: {nearest} is not a writable folder; choose another --outf")
 
 
-def write_whole(path, write, sync=True, keep=None):
-    """Call write(file) so that `path` is there complete or, whatever happens, as it was before. Raises OSError.
+def write_atomically(path, write, sync=True, keep=None):
+    """Call write(file), so that `path` holds all that it wrote, or stays as it was. Raises OSError.
 
-    sync: make sure that it is on the disk and reads as it was written, which takes a while. keep: where the file that
-    was there goes.
+    sync: wait until the file is on the disk, and read it back to compare. keep: the path to which the file that was
+    there before is renamed.
     """
     path, content = Path(path), io.BytesIO()
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -31,8 +33,8 @@ def write_whole(path, write, sync=True, keep=None):
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        if sync and partial.read_bytes() != content.getbuffer():
-            raise OSError(errno.EIO, "it does not read as it was written")
+        if sync and not has_content(partial, content):
+            raise OSError(errno.EIO, "the file reads differently from what was written")
         if keep and path.exists():
             os.replace(path, keep)
         os.replace(partial, path)
@@ -42,15 +44,23 @@ def write_whole(path, write, sync=True, keep=None):
         with contextlib.suppress(OSError):
             partial.unlink()
         if isinstance(error, OSError):
-            raise OSError(
-                f"{path} could not be written ({error.strerror}); the files saved before it are whole"
-            ) from None
+            raise OSError(f"{path} could not be written ({error.strerror}); files saved before it are intact") from None
         raise
 
 
+def has_content(path, content):
+    """Return whether the file `path` holds exactly the bytes of `content`, a BytesIO."""
+    content.seek(0)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            if block != content.read(1 << 20):
+                return False
+    return not content.read(1)
+
+
 def sync_folder(folder):
-    """Make sure that the names in `folder` are on the disk as well as the files."""
-    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open one
+    """Wait until the names in `folder` are on the disk, as well as the files."""
+    if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
             os.fsync(opened)
@@ -58,23 +68,31 @@ def sync_folder(folder):
             os.close(opened)
 
 
+def try_lock(path):
+    """Return the lock of the file `path`, taken, or None if another process has it. It ends with its process.
+
+    On a file system without locks (some network drives) it returns a lock that excludes nobody.
+    """
+    # Not a soft lock, a plain file: it would outlive a process that is killed.
+    lock = filelock.FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        return None
+    except (OSError, NotImplementedError):
+        pass
+    return lock
+
+
 @contextlib.contextmanager
 def locked(path):
-    """Wait until no other process has the lock of the file `path`, and hold it; the lock dies with its holder.
-
-    Where there are no such locks, as on Windows and on some network drives, two processes do the same work twice.
-    """
+    """Hold the lock of the file `path`; wait while another process has it."""
+    lock = try_lock(path)
+    if lock is None:
+        print(f"waiting for another process that holds {path}")
+        lock = filelock.FileLock(path, fallback_to_soft=False)
+        lock.acquire()
     try:
-        import fcntl
-    except ImportError:
         yield
-        return
-    with open(path, "r+b" if os.access(path, os.W_OK) else "rb") as file:  # over NFS, a lock needs one to write to
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process, which has {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
-        yield
+    finally:
+        lock.release()

@@ -1,4 +1,4 @@
-"""The array of prepared pictures on disk."""
+"""The array of prepared images on disk: decoded once, mapped from there."""
 
 import contextlib
 import errno
@@ -12,22 +12,22 @@ import numpy as np
 from tqdm import tqdm
 
 from support.decoding import check_skipped
-from support.errors import DataError, one_line
+from support.errors import UserError, error_text
 from support.files import locked
 
-CHUNK = 64 * 64 * 64  # pixels that a process prepares before it hands them over, in a memory that may be small
-# Raise it when `prepare` or `draw_cartoon` changes: what was cached before is then not taken for what they make now.
+CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
+# Raise it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
 PREPARATION = 1
 
 
 def cache_folder():
-    """Return the folder where this user's programs keep what can be made again."""
+    """Return the folder for prepared images in the user's cache folder."""
     usual = {"win32": Path.home() / "AppData" / "Local", "darwin": Path.home() / "Library" / "Caches"}
     return Path(os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, Path.home() / ".cache")) / "dcgan"
 
 
 def read_cached(path, shape):
-    """Return (the array of a cache file, mapped from disk; reports of those left out), or None if it is not whole."""
+    """Return (the array of a cache file, mapped from disk; reports of the images left out), or None if not intact."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
         skipped = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
@@ -36,60 +36,58 @@ def read_cached(path, shape):
     return (rows, skipped) if rows.shape[1:] == shape and rows.dtype == np.uint8 else None
 
 
-def build_cache(pictures, path, workers):
-    """Decode every picture once into the array `path` (.npy); beside it, in .json, a report for each one left out."""
+def build_cache(images, path, workers):
+    """Decode every image once into the array `path` (.npy), and list those left out in a .json file beside it."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.stem}.lock")
-        lock.touch()
-        with locked(lock):
-            for left_over in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
-                with contextlib.suppress(PermissionError):  # on Windows, where there is no lock, it may be at work
-                    left_over.unlink()
-            if read_cached(path, pictures.shape) is None:  # else another process has made it meanwhile
-                write_cache(pictures, path, workers)
+        with locked(path.with_name(f".{path.stem}.lock")):
+            for partial_file in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
+                with contextlib.suppress(PermissionError):  # on Windows, where another process may have it open
+                    partial_file.unlink()
+            if read_cached(path, images.shape) is None:  # otherwise another process has prepared it meanwhile
+                write_cache(images, path, workers)
     except OSError as error:
         if isinstance(error, ChildProcessError):
             raise
-        message = f"--cache {path.parent}: {one_line(error)}; name another folder there, or none"
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # it failed on the way
+        message = f"--cache {path.parent}: {error_text(error)}; name another folder there, or none"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO):  # it failed while writing
             raise OSError(message) from None
-        raise DataError(message) from None
+        raise UserError(message) from None
 
 
-def write_cache(pictures, path, workers):
-    total, skipped, count = len(pictures), [], 0
-    size = total * math.prod(pictures.shape) / 1e6
-    print(f"preparing {total:,} pictures, once, into {path} ({size:,.0f} MB)")
-    chunk = max(1, CHUNK // pictures.image_size**2)
+def write_cache(images, path, workers):
+    total, skipped, count = len(images), [], 0
+    size = total * math.prod(images.shape) / 1e6
+    print(f"preparing {total:,} images, once, into {path} ({size:,.0f} MB)")
+    chunk = max(1, CHUNK // images.image_size**2)
     chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}.part") for kind in (".npy", ".json"))
     try:
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
-            write_header(file, total, pictures)
-            for batch, reports in pictures.decoded(chunks, workers):
+            write_header(file, total, images)
+            for batch, reports in images.decode(chunks, workers):
                 skipped += reports
                 file.write(batch.numpy())
                 count += len(batch)
                 bar.update(len(batch) + len(reports))
             check_skipped(skipped, total)
             file.seek(0)
-            write_header(file, count, pictures)  # numpy leaves room in it for a count of any length
+            write_header(file, count, images)  # numpy leaves room in it for a count of any length
             file.flush()
             os.fsync(file.fileno())
         partial_json.write_text(json.dumps(skipped), encoding="utf-8")
         try:
             os.replace(partial_json, path.with_suffix(".json"))
             os.replace(partial, path)
-        except PermissionError:  # on Windows, if another process has made it meanwhile, and has it open
-            if read_cached(path, pictures.shape) is None:
+        except PermissionError:  # on Windows, if another process has prepared it meanwhile, and has it open
+            if read_cached(path, images.shape) is None:
                 raise
     finally:
-        for left_over in (partial, partial_json):
+        for partial_file in (partial, partial_json):
             with contextlib.suppress(OSError):
-                left_over.unlink()
+                partial_file.unlink()
 
 
-def write_header(file, count, pictures):
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *pictures.shape)}
+def write_header(file, count, images):
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape)}
     np.lib.format.write_array_header_1_0(file, header)

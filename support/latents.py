@@ -1,13 +1,13 @@
-"""Latents, one per seed."""
+"""Latent vectors, one per seed."""
 
 import torch
 
-SEEDS = 2**32  # torch's generator knows no more
+SEEDS = 2**32  # torch.Generator distinguishes no more
 
 
 def latents(seeds, nz):
-    """Return one latent from N(0, 1) per seed, (len(seeds), nz) on the CPU, each with a random state of its own."""
-    z, state = torch.empty(len(seeds), nz), torch.Generator()
+    """Return a latent vector from N(0, 1) for each seed, (len(seeds), nz), on the CPU; it depends on the seed alone."""
+    z, generator = torch.empty(len(seeds), nz), torch.Generator()
     for row, seed in zip(z.unbind(), seeds, strict=True):
-        row.normal_(generator=state.manual_seed(seed))
+        row.normal_(generator=generator.manual_seed(seed))
     return z

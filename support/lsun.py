@@ -1,4 +1,4 @@
-"""LSUN, read straight from its LMDB data bases."""
+"""LSUN, read from its LMDB databases."""
 
 import bisect
 import io
@@ -6,41 +6,40 @@ import itertools
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from support.errors import DataError
-from support.sources import Source, stamp
+from support.errors import UserError
+from support.sources import Source, open_image, size_and_mtime
 
 
 class Lmdb(Source):
-    """The pictures of LSUN's `<class>_lmdb` folders, read straight from the data bases."""
+    """The images of LSUN's `<class>_lmdb` folders."""
 
     def __init__(self, folders):
         self.folders = [str(folder) for folder in folders]
-        self.ends = list(itertools.accumulate(self._open(folder).stat()["entries"] for folder in self.folders))
+        self.ends = list(itertools.accumulate(self.open_database(folder).stat()["entries"] for folder in self.folders))
         self.keys, self.opened = [], []
         if not len(self):
-            raise DataError(f"{' '.join(self.folders)}: the data base is empty")
+            raise UserError(f"{' '.join(self.folders)}: the database is empty")
 
-    def _open(self, folder):
+    def open_database(self, folder):
         try:
             import lmdb
         except ImportError:
-            raise DataError("--dataset lsun needs the lmdb package: pip install lmdb") from None
+            raise UserError("--dataset lsun needs the lmdb package: pip install lmdb") from None
         try:
             base = lmdb.open(folder, readonly=True, lock=False, readahead=False)
         except lmdb.Error as error:
-            raise DataError(f"{folder} is not a data base of LSUN: {error}") from None
+            raise UserError(f"{folder} is not a database of LSUN: {error}") from None
         if Path(folder, "data.mdb").stat().st_size < (base.info()["last_pgno"] + 1) * base.stat()["psize"]:
-            raise DataError(f"{folder}/data.mdb is cut off: download or copy it again")  # reading it would crash
+            raise UserError(f"{folder}/data.mdb is cut off: download or copy it again")  # reading it would crash
         return base
 
     def ready(self):
         for folder in self.folders if not self.keys else ():
-            with self._open(folder) as base, base.begin() as transaction:
+            with self.open_database(folder) as base, base.begin() as transaction:
                 self.keys.append(np.array(list(transaction.cursor().iternext(values=False))))
 
-    def release(self):
+    def close(self):
         for base in self.opened:
             base.close()
         self.opened = []
@@ -49,15 +48,15 @@ class Lmdb(Source):
         return self.ends[-1]
 
     def __getitem__(self, i):
-        if not self.opened:  # in the process that reads: an open data base does not survive a fork
-            self.opened = [self._open(folder) for folder in self.folders]
+        if not self.opened:  # in the process that reads: an open database does not survive a fork
+            self.opened = [self.open_database(folder) for folder in self.folders]
         which = bisect.bisect_right(self.ends, i)
-        key = self.keys[which][i - self.ends[which]]  # counted from the end of its own data base
+        key = self.keys[which][i - self.ends[which]]  # a negative index, from the end of its own database
         with self.opened[which].begin() as transaction:
-            return Image.open(io.BytesIO(transaction.get(bytes(key))))
+            return open_image(io.BytesIO(transaction.get(bytes(key))))
 
     def identity(self):
-        return [(folder, *stamp(Path(folder, "data.mdb"))) for folder in self.folders]
+        return [(folder, *size_and_mtime(Path(folder, "data.mdb"))) for folder in self.folders]
 
 
 def open_lsun(dataroot, image_size, classes):
@@ -70,5 +69,5 @@ def open_lsun(dataroot, image_size, classes):
     if missing or not folders:
         there = ", ".join(sorted(p.name.removesuffix("_train_lmdb") for p in root.glob("*_train_lmdb"))) or "none"
         looked_for = (missing or [root / "<class>_train_lmdb"])[0] / "data.mdb"
-        raise DataError(f"--classes {classes}: looked for {looked_for}; classes in {root}: {there}")
+        raise UserError(f"--classes {classes}: looked for {looked_for}; classes in {root}: {there}")
     return Lmdb(folders)

@@ -1,20 +1,94 @@
-"""Grids of pictures."""
+"""What shows a run: grids of images, the curves of the log, and the grids as an animation."""
 
+import re
+
+import numpy as np
 from PIL import Image
 from torchvision.utils import make_grid
 
-from support.files import write_whole
+from support.files import write_atomically
 
-MOST_FRAMES = 60  # of the animation
+MAX_FRAMES = 60  # of the animation
+CURVES = (  # subplot, column of the log, colour, legend
+    (0, "loss_D", "tab:orange", "loss of D"),
+    (0, "loss_D_real", "tab:olive", "its part on real images"),
+    (0, "loss_D_fake", "tab:pink", "its part on generated images"),
+    (0, "loss_G", "tab:blue", "loss of G"),
+    (1, "D_x", "tab:green", "D(x)"),
+    (1, "D_G_z1", "tab:red", "D(G(z)) before D's update"),
+    (1, "D_G_z2", "tab:purple", "D(G(z)) after D's update"),
+)
 
 
-def save_grid(path, pictures, across=None):
-    """Write pictures, uint8 (N, nc, s, s), as one PNG, `across` in a row [about as many across as down: 8 for 64]."""
-    grid = make_grid(pictures, nrow=across or max(1, int(len(pictures) ** 0.5)))
-    image = Image.fromarray(grid.permute(1, 2, 0).numpy())
-    write_whole(path, lambda file: image.save(file, "png"))
+def to_pil(image):
+    """Return a PIL image of an image, uint8 (nc, s, s) with nc 1 or 3, on any device."""
+    return Image.fromarray(image.permute(1, 2, 0).squeeze(2).cpu().numpy())
 
 
-def grid_size(image_size):
-    """Return how many pictures a grid shows: 64, or fewer of large ones, so that it stays about 1,000 pixels wide."""
+def write_png(path, image):
+    """Write an image, uint8 (nc, s, s), as a PNG file."""
+    # Compression level 4 makes files as small as the usual 6, in two thirds of the time.
+    write_atomically(path, lambda file: to_pil(image).save(file, "png", compress_level=4), sync=False)
+
+
+def save_grid(path, images, columns=None):
+    """Write images, uint8 (N, nc, s, s), as one PNG file; columns: images in a row (default: as many as rows)."""
+    write_png(path, make_grid(images, nrow=columns or max(1, int(len(images) ** 0.5))))
+
+
+def images_per_grid(image_size):
+    """Return how many images a grid shows: 64, or fewer of large ones, so that it stays about 1,000 pixels wide."""
     return max(4, min(64, (1024 // image_size) ** 2))
+
+
+def plot_losses(path, rows, steps_per_epoch):
+    """Draw the losses, D(x), D(G(z)) and Frechet distances in the rows of a log over the epochs, as a PNG file."""
+    # Not pyplot: it would load the backend that the environment names, which may be missing.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    measured = [(row["step"] / steps_per_epoch, row["fid"]) for row in rows if "fid" in row]
+    figure = Figure(figsize=(10, 10 if measured else 7), layout="constrained")
+    axes = figure.subplots(3 if measured else 2, sharex=True)
+    if measured:
+        axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
+        axes[2].set(ylim=(0, 1.25 * max(distance for _, distance in measured)))
+    for i, column, colour, label in CURVES:
+        draw_curve(axes[i], [row for row in rows if column in row], column, steps_per_epoch, color=colour, label=label)
+    axes[0].set(ylabel="binary cross-entropy (nats)", ylim=(0, None))
+    axes[1].set(ylabel="mean probability of being real", ylim=(0, 1))
+    axes[-1].set(xlabel="epochs")
+    for axis in axes:
+        axis.grid(alpha=0.3)
+        axis.legend(loc="center right" if axis is axes[1] else "upper right")  # D(x) is often near 1
+    write_atomically(path, lambda file: FigureCanvasAgg(figure).print_png(file), sync=False)
+
+
+def draw_curve(axis, rows, column, steps_per_epoch, **style):
+    """Draw a column of the log, pale, and its mean over a fiftieth of the rows, strong."""
+    if not rows:  # a log of an earlier version has fewer columns
+        return
+    epochs, values = (np.array([row[name] for row in rows]) for name in ("step", column))
+    window = max(1, len(rows) // 50)
+    axis.plot(epochs / steps_per_epoch, values, color=style["color"], alpha=0.25, linewidth=0.8)
+    smooth = np.convolve(values, np.ones(window) / window, "valid")
+    axis.plot(epochs[window - 1 :] / steps_per_epoch, smooth, marker="o" if len(rows) == 1 else None, **style)
+
+
+def animate(path, image_size):
+    """Write a GIF of the grids of samples beside it, at most MAX_FRAMES, the last held for two seconds.
+
+    Of large images it shows those at the top left: about 270 pixels a side, 50 kB a frame.
+    """
+    paths = sorted(path.parent.glob("fake_samples_epoch_*.png"), key=lambda grid: int(re.findall(r"\d+", grid.name)[0]))
+    if not paths:
+        return
+    chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MAX_FRAMES).round().astype(int))]
+    side = 2 + max(2, 272 // (image_size + 2)) * (image_size + 2)  # whole images; make_grid puts 2 pixels between
+    frames = []
+    for chosen_path in chosen:
+        with Image.open(chosen_path, formats=["PNG"]) as grid:
+            frames.append(grid.crop((0, 0, min(side, grid.width), min(side, grid.height))).quantize(128))
+    durations = [150] * (len(frames) - 1) + [2000]
+    options = {"format": "gif", "save_all": True, "append_images": frames[1:], "duration": durations, "loop": 0}
+    write_atomically(path, lambda file: frames[0].save(file, **options), sync=False)

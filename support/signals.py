@@ -3,11 +3,11 @@
 import signal
 
 
-class StopOnSignal:
-    """While open, the first SIGINT, SIGTERM or SIGHUP waits in `received` for the loop to see; a second ends all.
+class StopSignal:
+    """While open, the first SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
-    One that the caller has us ignore, as nohup does SIGHUP, stays ignored. patient: a second ends nothing, for a
-    launcher of several processes passes on what the terminal has already sent to each, and ends them if they linger.
+    A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored. patient: a second one ends
+    nothing. A launcher of several processes repeats what the terminal has sent to each, and ends those that linger.
     """
 
     def __init__(self, patient=False):
@@ -19,10 +19,10 @@ class StopOnSignal:
         handlers = {signum: signal.getsignal(signum) for signum in known}
         self.before = {signum: handler for signum, handler in handlers.items() if handler != signal.SIG_IGN}
         for signum in self.before:
-            signal.signal(signum, self._receive)
+            signal.signal(signum, self.receive)
         return self
 
-    def _receive(self, received, _):
+    def receive(self, received, _):
         self.received = received
         for signum in () if self.patient else self.before:
             signal.signal(signum, signal.SIG_DFL)

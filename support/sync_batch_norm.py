@@ -1,14 +1,14 @@
-"""Batch norm over the batches of all processes."""
+"""Batch norm over the whole batch of several processes. torch.nn.SyncBatchNorm does the same on GPUs alone."""
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from support.distributed import place
+from support.distributed import rank_and_world_size
 
 
-class AllSum(torch.autograd.Function):
-    """The sum of every process's tensor, through which gradients flow back to all of them."""
+class AllReduceSum(torch.autograd.Function):
+    """The sum of every process's tensor, with gradients (torch.distributed.nn, which has it, is deprecated)."""
 
     @staticmethod
     def forward(_, values):
@@ -24,22 +24,16 @@ class AllSum(torch.autograd.Function):
 
 
 class SyncBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes (torch's own of this name does not run on a CPU).
-
-    counted: 0.0 where this process's batch is none of the pictures, only there to take part.
-    """
-
-    counted = 1.0
+    """Batch norm of (N, C, h, w) over the equal batches of all processes."""
 
     def forward(self, x):
-        if not self.training or place()[1] == 1:
+        if not self.training or rank_and_world_size()[1] == 1:
             return super().forward(x)
         values = x.float()
-        sums = torch.cat([values.sum((0, 2, 3)), values.new_tensor([x[:, 0].numel()])])
-        sums = AllSum.apply(self.counted * sums)
-        count, mean = sums[-1], sums[:-1] / sums[-1]
+        count = values[:, 0].numel() * rank_and_world_size()[1]
+        mean = AllReduceSum.apply(values.sum((0, 2, 3))) / count
         values = values - mean[:, None, None]
-        var = AllSum.apply(self.counted * values.square().sum((0, 2, 3))) / count
+        var = AllReduceSum.apply(values.square().sum((0, 2, 3))) / count
         with torch.no_grad():
             self.num_batches_tracked.add_(1)
             self.running_mean.lerp_(mean, self.momentum)
@@ -48,8 +42,8 @@ class SyncBatchNorm(nn.BatchNorm2d):
         return (values * scale[:, None, None] + self.bias[:, None, None]).to(x.dtype)
 
 
-def synchronize_batch_norm(net):
-    """Replace the batch norms of a Generator or Discriminator by such as see the batches of all processes."""
+def use_sync_batch_norm(net):
+    """Replace the batch norms of a Generator or Discriminator by SyncBatchNorm."""
     for i, layer in enumerate(net.main):
         if isinstance(layer, nn.BatchNorm2d):
             net.main[i] = SyncBatchNorm(layer.num_features)

@@ -1,4 +1,4 @@
-"""Weights files: read, checked, and matched to a network's shapes."""
+"""Weights files: read, checked, and matched to a network by the shapes of their tensors."""
 
 import argparse
 import contextlib
@@ -8,96 +8,93 @@ from pathlib import Path
 
 import torch
 
-from support.errors import ModelError
+from support.errors import UserError
 
 
-def weights_of(net):
-    """Return a copy of the network's state dict as contiguous CPU tensors, the form every weights file has."""
-    return {name: t.detach().cpu().clone(memory_format=torch.contiguous_format) for name, t in net.state_dict().items()}
+def load_network(kind, other, path, average):
+    """Return a network of the class `kind` with the weights of a file, a checkpoint or a run folder.
 
-
-def load_network(kind, path, average):
-    """Read a Generator or Discriminator (`kind`) for the two functions above."""
-    from models import Discriminator, Generator
-
-    path = Path(path)
+    other: the other network's class, to recognise a mix-up. average: prefer the averaged weights to the plain ones.
+    Raises UserError.
+    """
+    path, name = Path(path), kind.__name__.lower()
     if path.is_dir():
-        path = newest_weights(path, "netG" if kind is Generator else "netD", average)
+        path = newest_weights(path, f"net{kind.__name__[0]}", average)
     candidates = list(state_dicts(read_file(path)))
     size = path.stat().st_size
     for _, state in candidates:
         if sum(t.numel() * t.element_size() for t in state.values()) > size:  # views can be of any size
-            raise ModelError(f"{path} claims to hold larger weights than fit into its {size:,} bytes")
-    fitting = [(("ema" in name.lower()) == average, fit(kind, state)) for name, state in candidates]
-    preferred = max((match for match in fitting if match[1]), key=lambda match: match[0], default=None)
+            raise UserError(f"{path} claims to hold larger weights than fit into its {size:,} bytes")
+    matches = [(("ema" in key.lower()) == average, match_weights(kind, state)) for key, state in candidates]
+    preferred = max((match for match in matches if match[1]), key=lambda match: match[0], default=None)
     if not preferred:
-        wanted, other = ("generator", Discriminator) if kind is Generator else ("discriminator", Generator)
-        mixed_up = any(fit(other, state) for _, state in candidates)
+        mixed_up = any(match_weights(other, state) for _, state in candidates)
         why = f"it holds a {other.__name__.lower()}" if mixed_up else "no weights in it have the shapes of one"
-        raise ModelError(f"{path} is not the {wanted} of a DCGAN: {why}")
+        raise UserError(f"{path} is not the {name} of a DCGAN: {why}")
     net = preferred[1].float().eval()
     bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
     if bad:
-        raise ModelError(
-            f"{path} holds weights that are not finite ({bad[0]}), its run had diverged: use an earlier file"
-        )
+        raise UserError(f"{path}: {bad[0]} is not finite, because its run had diverged; use an earlier file")
     return net
 
 
 def newest_weights(folder, role, average):
     """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint.
 
-    With `average`, netG_best.pth goes before all, if it is there: that of the epoch that was measured the best.
+    With `average`, netG_best.pth comes first if it is there: that of the epoch with the lowest Frechet distance.
     """
     if average and role == "netG" and (folder / "netG_best.pth").is_file():
         return folder / "netG_best.pth"
-    by_age = []  # (epochs done, steps after that, preference, path)
+    by_age = []  # (finished epochs, steps after them, preference, path)
     for path in folder.glob(f"{role}*_epoch_*.pth"):
         match = re.fullmatch(rf"{role}(_ema)?_epoch_(\d+)\.pth", path.name)
         if match:
             by_age.append((int(match[2]) + 1, 0, 2 if bool(match[1]) == average else 0, path))
     for checkpoint in (folder / "checkpoint.pth", folder / "checkpoint.prev.pth"):
-        with contextlib.suppress(ModelError, KeyError, TypeError):  # damaged: there may be whole files beside it
+        with contextlib.suppress(UserError, KeyError, TypeError):  # damaged: there may be intact files beside it
             state = read_file(checkpoint)
             by_age.append((state["epoch"], state["step"], 1, checkpoint))
     if not by_age:
-        raise ModelError(f"{folder} holds no weights that can be read, as {role}_epoch_0.pth or checkpoint.pth")
+        raise UserError(f"{folder} holds no weights that can be read, as {role}_epoch_0.pth or checkpoint.pth")
     return max(by_age, key=lambda entry: entry[:3])[3]
 
 
 def read_file(path):
-    """Return what torch.save wrote to `path`, on the CPU. Raises ModelError, one line.
+    """Return what torch.save wrote to `path`, on the CPU. Raises UserError.
 
-    It runs no code from the file, takes memory only for what is in it, and finds every changed byte of a tensor.
+    It runs no code from the file, takes memory only for what the file holds, and detects every changed byte of a
+    tensor.
     """
     try:
         check_archive(path)
-        with torch.serialization.safe_globals([argparse.Namespace]):  # settings are often saved beside the weights
+        with torch.serialization.safe_globals([argparse.Namespace]):  # options are often saved beside weights
             return torch.load(path, map_location="cpu", weights_only=True)
-    except ModelError:
+    except UserError:
         raise
     except FileNotFoundError:
-        raise ModelError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file") from None
     except (PermissionError, IsADirectoryError) as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror}") from None
+        raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise
         if "Unsupported global" in str(error) or "Unsupported class" in str(error):
-            why = "it holds more than tensors and plain settings, which could run code; save the state_dict() alone"
+            why = "it holds more than tensors and plain values, which could run code; save the state_dict() alone"
         else:
             why = "it is damaged, or not a file that torch.save wrote"
-        raise ModelError(f"{path} cannot be read as weights: {why}") from None
+        raise UserError(f"{path} cannot be read as weights: {why}") from None
 
 
 def check_archive(path):
-    """Raise ModelError if `path` is a zip archive, as torch.save writes, with packed or damaged parts."""
-    if not zipfile.is_zipfile(path):  # an older file, which has no checksums; or none of torch's
+    """Raise UserError if `path` is a zip archive, as torch.save writes, that is compressed or damaged."""
+    if not zipfile.is_zipfile(path):  # an old format without checksums, or no file of torch's
         return
     with zipfile.ZipFile(path) as archive:
-        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):  # could unpack to any size
-            raise ModelError(f"{path} cannot be read as weights: its parts are packed, which torch.save never does")
+        if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):  # could expand to any size
+            raise UserError(
+                f"{path} cannot be read as weights: it is a compressed archive, which torch.save never writes"
+            )
         damaged = archive.testzip()
         if damaged:
-            raise ModelError(f"{path} is damaged: {damaged} in it is not what was written")
+            raise UserError(f"{path} is damaged: checksum mismatch in {damaged}")
 
 
 def state_dicts(tree, name="", above=()):
@@ -124,24 +121,19 @@ def layers_of(state):
     return convolutions, norms
 
 
-def fit(kind, state):
-    """Return a Generator or Discriminator (`kind`) with the weights of `state`, or None if their shapes are not one's.
+def match_weights(kind, state):
+    """Return a network of the class `kind` with the weights of `state`, or None if the shapes do not match.
 
-    Layers are told by the order and the shapes of their weights, never by their names.
+    Layers are matched by the order and the shapes of their weights, never by their names.
     """
-    from models import Discriminator, Generator
-
     convolutions, norms = layers_of(state)
     if len(convolutions) < 3 or not all(state[name].is_floating_point() for name in convolutions):
         return None
     first, last, doublings = state[convolutions[0]].shape, state[convolutions[-1]].shape, len(convolutions) - 1
     try:
         with torch.device("meta"):  # shapes alone, no storage
-            if kind is Generator:
-                net = Generator(nz=first[0], ngf=last[0], nc=last[1], image_size=first[2] << doublings)
-            else:
-                net = Discriminator(ndf=first[0], nc=first[1], image_size=last[2] << doublings)
-    except ModelError:
+            net = kind(**kind.sizes(first, last, doublings))
+    except UserError:
         return None
     expected = net.state_dict()
     our_convolutions, our_norms = layers_of(expected)
@@ -149,7 +141,7 @@ def fit(kind, state):
     for ours, their in zip(our_norms, norms, strict=False):
         theirs |= {name: their + name.removeprefix(ours) for name in expected if name.startswith(ours)}
     renamed = {name: state[theirs[name]] for name in expected if theirs.get(name) in state}
-    for name in expected:  # files of torch before 0.4.1 do not count batches
+    for name in expected:  # files of PyTorch before 0.4.1 have no batch counts
         if name.endswith("num_batches_tracked"):
             renamed.setdefault(name, torch.tensor(0))
     same_shapes = {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in expected.items()}

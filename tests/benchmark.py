@@ -32,16 +32,16 @@ from torchvision.datasets.folder import default_loader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from data import Images, load_images
-from generate import generate
-from models import Discriminator, Generator, pictures
-from support.accelerator import tune
-from support.decoding import Pictures
-from support.distributed import join
-from support.latents import latents
 from support.png import write_png
+
+from data import PreparedImages, load_images
+from generate import generate
+from models import Discriminator, Generator, generate_images
+from support.accelerator import tune
+from support.distributed import init_distributed
+from support.latents import latents
 from support.sources import Files
-from training import Training
+from training import Trainer
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
 NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -132,10 +132,10 @@ def reference_transform(device, folder):
 
 def training_on(device, precision, compiled):
     tune(device)
-    processes = join()[1]
+    processes = init_distributed()[1]
     settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.99, "precision": precision, "seed": 0, "compiled": compiled}
     torch.manual_seed(0)
-    return Training(Generator(), Discriminator(), device, **settings, batch_size=BATCH // processes)
+    return Trainer(Generator(), Discriminator(), device, **settings, batch_size=BATCH // processes)
 
 
 def our_step(device, folder, steps, precision, compiled=False):
@@ -176,7 +176,7 @@ def our_epoch(device, folder, precision):
 
 def our_transform(device, folder):
     torch.set_num_threads(1)
-    prepared = Pictures(Files(folder), SIZE, 3)
+    prepared = DecodedImages(Files(folder), SIZE, 3)
 
     def work():
         for i in range(0, SOME, BATCH):
@@ -194,7 +194,9 @@ def grown(device, folder, count, precision, steps):
         rows[i : i + len(some)] = some
     rows.flush()
     del rows, some
-    return epochs_of(Images(np.load(path, mmap_mode="r"), [], []), training_on(device, precision, False), device, steps)
+    return epochs_of(
+        PreparedImages(np.load(path, mmap_mode="r"), [], []), training_on(device, precision, False), device, steps
+    )
 
 
 def sampling(device, folder, what, count):
@@ -202,7 +204,7 @@ def sampling(device, folder, what, count):
     netG, outf = Generator().to(device).eval(), Path(f"{folder}-samples")
     outf.mkdir(exist_ok=True)
     z = latents(range(count), netG.nz)
-    made = pictures(netG, z[:SOME])
+    made = generate_images(netG, z[:SOME])
 
     def encode():
         for picture in made:
@@ -213,7 +215,7 @@ def sampling(device, folder, what, count):
         generate(netG, SOME, 0, 64, outf)
         return SOME
 
-    return timed(device, {"network": lambda: len(pictures(netG, z)), "encoder": encode, "files": files}[what])
+    return timed(device, {"network": lambda: len(generate_images(netG, z)), "encoder": encode, "files": files}[what])
 
 
 def limit(device, folder, precision):

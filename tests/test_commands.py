@@ -24,7 +24,7 @@ from test_training import assert_same
 import dcgan
 import generate
 from models import Discriminator, Generator, load_generator
-from support.errors import RunError
+from support.errors import UserError
 from support.run_folder import LOG_FIELDS, RunFolder
 
 REPOSITORY = Path(__file__).parents[1]
@@ -204,7 +204,7 @@ def test_run_killed_before_its_first_save_keeps_its_options_and_seed(base, unbro
 
 
 def test_signal_in_the_last_step_of_an_epoch_finds_the_epoch_saved(base, unbroken, monkeypatch):
-    folder, step = base / "last-step", dcgan.Training.step
+    folder, step = base / "last-step", dcgan.Trainer.step
 
     def step_and_signal(training, *batch):
         measures = step(training, *batch)
@@ -239,7 +239,7 @@ def test_a_signal_while_the_processes_agree_is_not_lost(base, unbroken, monkeypa
 def test_signals_that_the_caller_ignores_stay_ignored():
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
     try:
-        with dcgan.StopOnSignal() as stop:
+        with dcgan.StopSignal() as stop:
             os.kill(os.getpid(), signal.SIGHUP)
             assert stop.received == 0
             os.kill(os.getpid(), signal.SIGINT)
@@ -251,10 +251,10 @@ def test_signals_that_the_caller_ignores_stay_ignored():
 def test_run_that_waited_does_not_overwrite_the_one_that_came_before(tmp_path, unbroken):
     folder = shutil.copytree(unbroken, tmp_path / "out")
     before = hashes(folder)
-    with pytest.raises(RunError, match="holds a run"):
+    with pytest.raises(UserError, match="holds a run"):
         RunFolder(folder).open()  # its own look at the folder was before that run
     stale = RunFolder(folder)
-    with pytest.raises(RunError, match="start again"):
+    with pytest.raises(UserError, match="start again"):
         stale.open(checkpoint(folder) | {"steps": 1})
     assert hashes(folder) == before
 

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from data import Images
-from models import Discriminator, Generator, pictures
+from data import PreparedImages
+from models import Discriminator, Generator, generate_images
 from support.accelerator import WARM_UP, CapturedStep, default_precision
 from support.latents import latents
-from training import Training
+from training import Trainer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 ROOT, BATCH = Path(__file__).parent.parent, 16
@@ -30,7 +30,7 @@ def training(batch_size, precision="bf16", compiled=False):
     torch.manual_seed(0)
     settings = {"lr": 0.002, "beta1": 0.5, "ema": 0.9, "precision": precision, "seed": 7, "compiled": compiled}
     settings["flip"] = True
-    return Training(
+    return Trainer(
         Generator(10, 16, 3, 32), Discriminator(16, 3, 32), torch.device("cuda"), **settings, batch_size=batch_size
     )
 
@@ -87,7 +87,7 @@ def test_continued_after_capture(tmp_path):
 def test_a_state_saved_on_the_gpu_goes_on_without_one():
     run = training(BATCH)
     run.step(batches(1)[0])
-    cpu = Training(
+    cpu = Trainer(
         Generator(10, 16, 3, 32),
         Discriminator(16, 3, 32),
         torch.device("cpu"),
@@ -103,7 +103,7 @@ def test_a_state_saved_on_the_gpu_goes_on_without_one():
 
 def test_pictures_kept_on_the_device_come_in_the_same_order():
     rows = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), np.uint8)
-    here, there = Images(rows, [], []), Images(rows, [], [])
+    here, there = PreparedImages(rows, [], []), PreparedImages(rows, [], [])
     there.keep_on(torch.device("cuda"), rows.nbytes * 3 + 3)
     for ours, theirs in zip(here.batches(8, 1, 2), there.batches(8, 1, 2), strict=True):
         assert theirs.is_cuda
@@ -113,7 +113,7 @@ def test_pictures_kept_on_the_device_come_in_the_same_order():
 def test_pictures_do_not_depend_on_the_batch():
     netG = Generator(10, 16, 3, 32).cuda()
     z = latents(range(200), 10)
-    assert torch.equal(pictures(netG, z)[70:73], pictures(netG, z[70:73]))
+    assert torch.equal(generate_images(netG, z)[70:73], generate_images(netG, z[70:73]))
 
 
 @pytest.mark.slow

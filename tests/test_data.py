@@ -26,7 +26,7 @@ from data import load_images
 from support import cartoon
 from support.cartoon import draw_cartoon
 from support.decoding import prepare
-from support.errors import DataError
+from support.errors import UserError
 from support.sources import Source
 
 ROOT = Path(data.__file__).parent
@@ -87,8 +87,8 @@ def same(a, b):
 
 
 def refused(*parts, **options):
-    """Assert that load_images raises a DataError of one line that has all `parts` in it."""
-    with pytest.raises(DataError) as caught:
+    """Assert that load_images raises a UserError of one line that has all `parts` in it."""
+    with pytest.raises(UserError) as caught:
         load_images(image_size=16, **options)
     assert "\n" not in str(caught.value)
     assert [part for part in parts if str(part) not in str(caught.value)] == []
@@ -381,12 +381,12 @@ def test_folders_that_cannot_be_listed_are_reported(cache, tmp_path, monkeypatch
     paths = write(tmp_path / "in", "a.png", "no/b.png", "never/c.png")
     scandir = os.scandir
 
-    def locked(path):  # chmod does not stop root
+    def lock_file(path):  # chmod does not stop root
         if Path(path).name in ("no", "never"):
             raise PermissionError(13, "Permission denied", str(path))
         return scandir(path)
 
-    monkeypatch.setattr(os, "scandir", locked)
+    monkeypatch.setattr(os, "scandir", lock_file)
     images = load_images("folder", tmp_path / "in", 16, cache=cache)
     assert contents(images) == expected(paths[:1])
     assert [Path(report.split(" (")[0]).name for report in sorted(images.unlisted)] == ["never", "no"]
@@ -586,7 +586,7 @@ def test_broken_pictures_are_skipped_by_name_up_to_half(cache, workers, tmp_path
         assert len(images) == 6
     before = set((tmp_path / "cache").rglob("[!.]*"))
     (root / "0.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"7 of 12 .*(half|flipped|empty|text|bomb|0)\."):
+    with pytest.raises(UserError, match=r"7 of 12 .*(half|flipped|empty|text|bomb|0)\."):
         contents(load_images("folder", root, 16, cache=cache, workers=workers))
     assert set((tmp_path / "cache").rglob("[!.]*")) == before  # nothing half done is left
     assert list((tmp_path / "cache").rglob("*.part")) == []
@@ -621,7 +621,7 @@ def test_workers_can_be_spawned(caches):
 @pytest.mark.parametrize("start", [0, 2, 6])
 def test_pictures_kept_on_a_device_come_in_the_same_order(start):
     rows = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), np.uint8)
-    on_disk, kept, too_large = (data.Images(rows, [], []) for _ in range(3))
+    on_disk, kept, too_large = (data.PreparedImages(rows, [], []) for _ in range(3))
     kept.keep_on(torch.device("cpu"), 3 * rows.nbytes + 3)
     too_large.keep_on(torch.device("cpu"), 3 * rows.nbytes)
     assert isinstance(kept.rows, torch.Tensor)

@@ -14,14 +14,14 @@ from torch import nn
 
 import dcgan
 import generate
-from data import Images, load_images
-from models import Generator, load_generator, pictures
-from support.errors import RunError
+from data import PreparedImages, load_images
+from models import Generator, generate_images, load_generator
+from support.errors import UserError
 from support.latents import latents
 from support.run_folder import RunFolder
 
 pytest.importorskip("torchmetrics")
-from support.fid import Judge
+from support.fid import FidMeter
 
 
 class Corners(nn.Module):
@@ -33,7 +33,7 @@ class Corners(nn.Module):
         return torch.stack([x[:, 0, 0, 0], x[:, 1, -1, -1]], 1).float() / 255
 
 
-class CornersJudge(Judge):
+class CornersMeter(FidMeter):
     """The judge of the runs here."""
 
     check = staticmethod(lambda: None)  # it needs less than the usual one
@@ -44,7 +44,7 @@ class CornersJudge(Judge):
 
 @pytest.fixture(autouse=True)
 def corners(monkeypatch):
-    monkeypatch.setattr(dcgan, "Judge", CornersJudge)
+    monkeypatch.setattr(dcgan, "FidMeter", CornersMeter)
 
 
 def distances_of(folder):
@@ -68,7 +68,7 @@ def test_distance_of_gaussians_is_the_closed_form(monkeypatch):
     real, fake = gaussians(20_000, (100, 20), (140, 10)), gaussians(20_000, (130, 25), (120, 30))
     left = iter(torch.from_numpy(fake).split(256))
     monkeypatch.setattr("support.fid.pictures", lambda netG, z: next(left))
-    judge = Judge(Images(real, [], []), 20_000, torch.device("cpu"), Corners())
+    judge = FidMeter(PreparedImages(real, [], []), 20_000, torch.device("cpu"), Corners())
     expected = (30**2 + 5**2 + 20**2 + 20**2) / 255**2
     assert judge.distance(Generator(4, 4, 3, 16)) == pytest.approx(expected, rel=0.02)
 
@@ -79,8 +79,10 @@ def test_distance_of_a_generator_follows_from_its_first_pictures():
     netG = Generator(4, 4, 3, 16)
     netG.main[-2].weight.data.mul_(20)
     real = np.random.default_rng(1).integers(0, 256, (500, 3, 16, 16), np.uint8)
-    judge = Judge(Images(real, [], []), 300, torch.device("cpu"), Corners())
-    features = [Corners()(torch.as_tensor(x)).double().numpy() for x in (real, pictures(netG, latents(range(300), 4)))]
+    judge = FidMeter(PreparedImages(real, [], []), 300, torch.device("cpu"), Corners())
+    features = [
+        Corners()(torch.as_tensor(x)).double().numpy() for x in (real, generate_images(netG, latents(range(300), 4)))
+    ]
     (m, n), (c, d) = [f.mean(0) for f in features], [np.cov(f.T) for f in features]
     roots = np.sqrt(np.linalg.eigvals(c @ d).real.clip(0))
     expected = ((m - n) ** 2).sum() + np.trace(c) + np.trace(d) - 2 * roots.sum()
@@ -90,10 +92,11 @@ def test_distance_of_a_generator_follows_from_its_first_pictures():
 
 def test_grey_pictures_are_seen_as_colour():
     grey = np.random.default_rng(1).integers(0, 256, (50, 1, 16, 16), np.uint8)
-    alike = Images(np.repeat(grey, 3, 1), [], [])
+    alike = PreparedImages(np.repeat(grey, 3, 1), [], [])
     netG = Generator(4, 4, 1, 16)
     a, b = (
-        Judge(images, 20, torch.device("cpu"), Corners()).distance(netG) for images in (Images(grey, [], []), alike)
+        FidMeter(images, 20, torch.device("cpu"), Corners()).distance(netG)
+        for images in (PreparedImages(grey, [], []), alike)
     )
     assert a == pytest.approx(b, rel=1e-9)
 
@@ -101,14 +104,14 @@ def test_grey_pictures_are_seen_as_colour():
 def test_the_photographs_are_looked_at_once(tmp_path):
     images = load_images("fake", image_size=16, cache=tmp_path)
     netG, device = Generator(4, 4, 3, 16), torch.device("cpu")
-    first = Judge(images, 20, device, Corners()).distance(netG)
+    first = FidMeter(images, 20, device, Corners()).distance(netG)
     assert len(list(tmp_path.glob("*-Corners.fid"))) == 1
 
     def fail(*_, **__):
         raise AssertionError
 
     images.batches = fail
-    assert Judge(images, 20, device, Corners()).distance(netG) == first
+    assert FidMeter(images, 20, device, Corners()).distance(netG) == first
 
 
 def equal(a, b):
@@ -117,7 +120,7 @@ def equal(a, b):
 
 def test_a_run_keeps_the_best_epoch(tmp_path, monkeypatch, capsys):
     folder, told = tmp_path / "run" / "out", [3.0, 1.0, 2.0, 1.5]
-    monkeypatch.setattr(CornersJudge, "distance", lambda *_: told.pop(0))
+    monkeypatch.setattr(CornersMeter, "distance", lambda *_: told.pop(0))
     assert here(folder, *RUN, "--fid", "40") == 0
     assert distances_of(folder) == {0: 3.0, 1: 1.0, 2: 2.0}
     best, first, second, third = (
@@ -144,15 +147,15 @@ def test_what_was_not_measured_is_when_the_run_goes_on(tmp_path, monkeypatch):
     """Killed while it measured, a run has lost no epoch."""
     unbroken, killed = tmp_path / "unbroken" / "out", tmp_path / "killed" / "out"
     assert here(unbroken, *RUN, "--fid", "40") == 0
-    distance = CornersJudge.distance
+    distance = CornersMeter.distance
 
     def once(self, netG, stopped):
         return sys.exit() if (killed / "netG_epoch_1.pth").exists() else distance(self, netG, stopped)
 
-    monkeypatch.setattr(CornersJudge, "distance", once)
+    monkeypatch.setattr(CornersMeter, "distance", once)
     with pytest.raises(SystemExit):
         here(killed, *RUN, "--fid", "40")
-    monkeypatch.setattr(CornersJudge, "distance", distance)
+    monkeypatch.setattr(CornersMeter, "distance", distance)
     assert torch.load(killed / "checkpoint.pth")["epoch"] == 2
     assert sorted(distances_of(killed)) == [0]
     assert here(killed, "--resume") == 0
@@ -176,17 +179,17 @@ def test_distances_of_unequal_numbers_are_not_compared(tmp_path, capsys):
 
 def test_a_stopped_run_does_not_wait_for_its_distance(tmp_path, monkeypatch):
     folder, plotted = tmp_path / "run" / "out", []
-    distance = CornersJudge.distance
+    distance = CornersMeter.distance
 
     def interrupted(self, netG, stopped):
         if (folder / "netG_epoch_1.pth").exists():
             os.kill(os.getpid(), signal.SIGTERM)
         return distance(self, netG, stopped)
 
-    monkeypatch.setattr(CornersJudge, "distance", interrupted)
+    monkeypatch.setattr(CornersMeter, "distance", interrupted)
     assert here(folder, *RUN, "--fid", "40") == 128 + signal.SIGTERM
     assert sorted(distances_of(folder)) == [0]
-    monkeypatch.setattr(CornersJudge, "distance", distance)
+    monkeypatch.setattr(CornersMeter, "distance", distance)
     monkeypatch.setattr(RunFolder, "plot_losses", lambda *_: plotted.append(sorted(distances_of(folder))))
     assert here(folder, "--resume") == 0
     assert plotted == [[0, 1], [0, 1], [0, 1, 2]]  # measured, plotted; then saved, measured
@@ -206,15 +209,15 @@ def test_too_little_memory_names_the_way_out(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Corners, "forward", fail)
-    with pytest.raises(RunError, match=r"^--fid: cpu has too little memory .*; --fid 0 goes on without it$"):
-        Judge(Images(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"), Corners())
+    with pytest.raises(UserError, match=r"^--fid: cpu has too little memory .*; --fid 0 goes on without it$"):
+        FidMeter(PreparedImages(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"), Corners())
 
 
 @pytest.mark.parametrize("damage", ["cut", "not a dictionary", "no sums", "of another network"])
 def test_damaged_features_are_computed_anew(tmp_path, damage):
     images = load_images("fake", image_size=16, cache=tmp_path)
     netG, device = Generator(4, 4, 3, 16), torch.device("cpu")
-    expected = Judge(images, 20, device, Corners()).distance(netG)
+    expected = FidMeter(images, 20, device, Corners()).distance(netG)
     (kept,) = tmp_path.glob("*-Corners.fid")
     state = torch.load(kept)
     if damage == "cut":
@@ -222,7 +225,7 @@ def test_damaged_features_are_computed_anew(tmp_path, damage):
     else:
         other = {name: torch.zeros(3) for name in state}
         torch.save({"not a dictionary": [1], "no sums": {"a": 1}, "of another network": other}[damage], kept)
-    assert Judge(images, 20, device, Corners()).distance(netG) == expected
+    assert FidMeter(images, 20, device, Corners()).distance(netG) == expected
     assert equal(torch.load(kept), state)
 
 
@@ -231,30 +234,30 @@ def test_features_that_cannot_be_kept_end_no_run(tmp_path, monkeypatch, capsys):
         raise OSError(f"{path} could not be written")
 
     images = load_images("fake", image_size=16, cache=tmp_path)
-    monkeypatch.setattr("support.fid.write_whole", refuse)
-    assert Judge(images, 20, torch.device("cpu"), Corners()).distance(Generator(4, 4, 3, 16)) > 0
+    monkeypatch.setattr("support.fid.write_atomically", refuse)
+    assert FidMeter(images, 20, torch.device("cpu"), Corners()).distance(Generator(4, 4, 3, 16)) > 0
     assert "warning: the next run must look at the photographs again: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(("photographs", "count"), [(1, 20), (20, 1)])
 def test_one_picture_has_no_distance(photographs, count):
-    images = Images(np.zeros((photographs, 3, 16, 16), np.uint8), [], [])
-    with pytest.raises(RunError, match=f"--fid needs 2 .*; there are {photographs} and {count}"):
-        Judge(images, count, torch.device("cpu"), Corners())
+    images = PreparedImages(np.zeros((photographs, 3, 16, 16), np.uint8), [], [])
+    with pytest.raises(UserError, match=f"--fid needs 2 .*; there are {photographs} and {count}"):
+        FidMeter(images, count, torch.device("cpu"), Corners())
 
 
 @pytest.mark.parametrize(
     "error", [OSError("no route\nto host"), EOFError(), pickle.UnpicklingError("invalid load key")]
 )
-def test_inception_that_cannot_be_had_is_one_line(monkeypatch, error):
+def test_inception_that_cannot_be_had_is_error_text(monkeypatch, error):
     def fail(*_, **__):
         raise error
 
     monkeypatch.setattr("torchmetrics.image.fid.FrechetInceptionDistance", fail)
     with pytest.raises(
-        RunError, match=r"^--fid: Inception's weights cannot be downloaded to .*checkpoints, or read there \(.*\)$"
+        UserError, match=r"^--fid: Inception's weights cannot be downloaded to .*checkpoints, or read there \(.*\)$"
     ):
-        Judge(Images(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"))
+        FidMeter(PreparedImages(np.zeros((9, 3, 16, 16), np.uint8), [], []), 20, torch.device("cpu"))
 
 
 def test_without_torchmetrics_a_run_says_what_to_install(tmp_path):

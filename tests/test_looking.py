@@ -15,7 +15,7 @@ from PIL import Image, ImageSequence
 from test_models import randomised
 
 import generate
-from models import Generator, load_generator, pictures, set_batch_norm_statistics, weights_init
+from models import Generator, generate_images, load_generator, set_batch_norm_statistics, weights_init
 from support.arithmetic import groups
 from support.explorer import PLANES, plane
 from support.latents import latents
@@ -44,7 +44,7 @@ def run(weights, *arguments):
 
 def single(weights, seed):
     """Return the picture of one seed, made by itself, as an array (SIZE, SIZE, 3)."""
-    return pictures(load_generator(weights), latents([seed], NZ))[0].permute(1, 2, 0).numpy()
+    return generate_images(load_generator(weights), latents([seed], NZ))[0].permute(1, 2, 0).numpy()
 
 
 def tile(grid, row, column):
@@ -64,9 +64,9 @@ def test_a_walk_passes_through_the_pictures_of_its_seeds(weights):
     frames = [np.asarray(frame.convert("RGB")).astype(int) for frame in animation]
     assert len(frames) == 3 * STEPS
     assert Image.open(made / "walk.gif").info["loop"] == 0
-    firsts = [tile(grid, row, 0).astype(int) for row in range(3)]
+    broadcast_object = [tile(grid, row, 0).astype(int) for row in range(3)]
     for row in range(3):
-        away = [np.abs(tile(grid, row, STEPS // 2 - 1) - first).mean() for first in firsts]
+        away = [np.abs(tile(grid, row, STEPS // 2 - 1) - first).mean() for first in broadcast_object]
         assert np.argmin(away) == (row + 1) % 3  # each row leads to the next, the last to the first
         for i in range(STEPS // 2):
             assert np.abs(frames[row * STEPS + 2 * i] - tile(grid, row, i)).mean() < 2  # a palette of 256 colours
@@ -184,7 +184,7 @@ def test_the_explorer_shows_the_picture_under_the_pointer(weights, tmp_path):
     }, 500);
     </script>
     """
-    (tmp_path / "page.html").write_text(text.replace("</html>", script + "</html>"), encoding="utf-8")
+    (tmp_path / "page.html").write_text(text.rerank_and_world_size("</html>", script + "</html>"), encoding="utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000", "--dump-dom"]
     dump = subprocess.run(
         [*command, f"file://{tmp_path}/page.html"], capture_output=True, text=True, timeout=100

@@ -16,10 +16,9 @@ from models import (
     Generator,
     load_discriminator,
     load_generator,
-    pictures,
     set_batch_norm_statistics,
 )
-from support.errors import ModelError
+from support.errors import UserError
 from support.latents import latents
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -107,7 +106,7 @@ def test_shapes(size):
 )
 @pytest.mark.parametrize("kind", [Generator, Discriminator])
 def test_other_sizes_are_refused_naming_the_nearest(kind, size, nearest):
-    with pytest.raises(ModelError, match=rf"{size} is not possible.*: {nearest} \(") as refusal:
+    with pytest.raises(UserError, match=rf"{size} is not possible.*: {nearest} \(") as refusal:
         kind(image_size=size)
     assert "\n" not in str(refusal.value)
 
@@ -363,12 +362,12 @@ REFUSED = {  # what to write at a path, given a good state dict; what the messag
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("role", LOADERS)
-def test_bad_files_are_refused_in_one_line(tmp_path, monkeypatch, role, case):
+def test_bad_files_are_refused_in_error_text(tmp_path, monkeypatch, role, case):
     monkeypatch.chdir(tmp_path)
     write, words = REFUSED[case]
     net = Generator(10, 8, 3, 16) if role == "netG" else Discriminator(8, 3, 16)
     write(tmp_path / "weights.pth", randomised(net).state_dict())
-    with pytest.raises(ModelError, match=words) as refusal:
+    with pytest.raises(UserError, match=words) as refusal:
         LOADERS[role](tmp_path / "weights.pth")
     assert str(tmp_path / "weights.pth") in str(refusal.value)
     assert "\n" not in str(refusal.value)
@@ -384,7 +383,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path, monkeypatch, role, case):
 )
 def test_swapped_networks_are_refused_by_name(tmp_path, load, net, words):
     torch.save(net.state_dict(), tmp_path / "weights.pth")
-    with pytest.raises(ModelError, match=words):
+    with pytest.raises(UserError, match=words):
         load(tmp_path / "weights.pth")
 
 
@@ -426,7 +425,7 @@ def shown(netG, z):
     """Return the pictures of z, and the floats that the network gave for them before they were rounded."""
     outputs = []
     handle = netG.register_forward_hook(lambda module, args, output: outputs.append(output.clone()))
-    uint8 = pictures(netG, z)
+    uint8 = generate_images(netG, z)
     handle.remove()
     return uint8, torch.cat(outputs)[: len(z)]  # the last block may be filled up
 
@@ -445,10 +444,10 @@ def test_picture_depends_on_its_latent_alone(vivid, two_threads, count):
 @pytest.mark.parametrize("training", [True, False])
 def test_pictures_leave_the_network_as_it_was(vivid, training):
     netG = copy.deepcopy(vivid).train(training)
-    uint8 = pictures(netG, latents(range(3), 20))
+    uint8 = generate_images(netG, latents(range(3), 20))
     assert all(module.training == training for module in netG.modules())
     assert equal(netG.state_dict(), vivid.state_dict())
-    assert torch.equal(uint8, pictures(vivid, latents(range(3), 20)))
+    assert torch.equal(uint8, generate_images(vivid, latents(range(3), 20)))
 
 
 def test_values_are_rounded_to_the_nearest_of_256():
@@ -465,7 +464,7 @@ def test_values_are_rounded_to_the_nearest_of_256():
     levels = torch.arange(256)
     for shift in (-0.4, 0.0, 0.4):
         value = ((levels + shift) / 127.5 - 1).clamp(-1, 1)
-        uint8 = pictures(Echo(), value[None])
+        uint8 = generate_images(Echo(), value[None])
         assert uint8.dtype == torch.uint8
         assert torch.equal(uint8.flatten(), levels.to(torch.uint8))
 

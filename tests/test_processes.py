@@ -17,7 +17,7 @@ from test_faults import alive, children
 from test_training import networks, tensors_of
 
 from models import load_generator
-from support.distributed import part_of
+from support.distributed import shard
 from training import bce
 
 ROOT = Path(__file__).parents[1]
@@ -30,36 +30,36 @@ import copy, sys, torch
 torch.set_num_threads(1)
 sys.path[:0] = [{root!r}, {tests!r}]
 from test_training import multiplied, networks
-from training import Training
-from support.distributed import join, part_of
-rank, processes = join()
+from training import Trainer
+from support.distributed import init_distributed, shard
+rank, processes = init_distributed()
 found = {{}}
 for sync_bn in (False, True):
     for count in (12, 7, 2):
         settings = {{"beta1": 0.5, "ema": 0.9, "precision": "fp32", "seed": 7, "sync_bn": sync_bn}}
-        run = Training(*networks(), torch.device("cpu"), lr=0.0, **settings, batch_size=count // processes)
+        run = Trainer(*networks(), torch.device("cpu"), lr=0.0, **settings, batch_size=count // processes)
         training = multiplied(run)
         draw = torch.Generator().manual_seed(3)
         pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
-        training.step(part_of(pictures, rank, processes), count)
+        training.step(shard(pictures, rank, processes), count)
         found[sync_bn, count] = [[p.grad.clone() for p in net.parameters()] for net in (training.netG, training.netD)]
-training = multiplied(Training(*networks(), torch.device("cpu"), lr=0.002, **settings))
+training = multiplied(Trainer(*networks(), torch.device("cpu"), lr=0.002, **settings))
 draw = torch.Generator().manual_seed(4)
 for i in range(20):
     count = 12 if i % 7 else 5
     pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
-    training.step(part_of(pictures, rank, processes), count)
+    training.step(shard(pictures, rank, processes), count)
     if i == 9:
         half = copy.deepcopy(training.state_dict())
 state = training.state_dict()
-again = multiplied(Training(*networks(1), torch.device("cpu"), lr=0.002, **settings))
+again = multiplied(Trainer(*networks(1), torch.device("cpu"), lr=0.002, **settings))
 again.load_state_dict(half)
 draw = torch.Generator().manual_seed(4)
 for i in range(20):
     count = 12 if i % 7 else 5
     pictures = torch.randint(0, 256, (count, 3, 16, 16), dtype=torch.uint8, generator=draw)
     if i > 9:
-        again.step(part_of(pictures, rank, processes), count)
+        again.step(shard(pictures, rank, processes), count)
 names = ("netG", "netD", "netG_ema", "optimizerG", "optimizerD")
 for which, state in (("trained", state), ("continued", again.state_dict())):
     found[which] = {{name: state[name] for name in names}}
@@ -101,7 +101,7 @@ def batch_of(count, processes):
     draw = torch.Generator().manual_seed(3)
     pictures = torch.randint(0, 256, (count, 3, SIZE, SIZE), dtype=torch.uint8, generator=draw)
     for rank in range(processes):
-        part = part_of(pictures, rank, processes)
+        part = shard(pictures, rank, processes)
         yield part, torch.randn(len(part), NZ, generator=torch.Generator().manual_seed(7 + rank))
 
 
@@ -149,7 +149,7 @@ def test_continued_training_is_the_same_bit_for_bit(found):
 
 @pytest.mark.parametrize(("count", "processes"), list(itertools.product((0, 1, 2, 7, 12), (1, 2, 3, 8))))
 def test_parts_have_every_picture_once(count, processes):
-    parts = [part_of(range(count), rank, processes) for rank in range(processes)]
+    parts = [shard(range(count), rank, processes) for rank in range(processes)]
     assert [i for part in parts for i in part] == list(range(count))
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

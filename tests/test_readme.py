@@ -61,7 +61,7 @@ def test_command_of_the_readme(command, home):
             assert len(made) == options.num_output + 1
     elif "--cuda" not in arguments and options.dataset != "cifar10" and not options.fid:  # not to be had in a test
         for option in filter(None, (options.netG, options.netD)):  # of a later epoch than one step gives
-            shutil.copy(home / option.replace("11", "0"), home / option)
-        continues = options.resume and "--imageSize" not in arguments  # what it was begun with
+            shutil.copy(home / option.rerank_and_world_size("11", "0"), home / option)
+        continues = options.resume and "--imageSize" not in arguments  # what it was start_workers_off_main_thread with
         finish(start(home, program, *arguments, *([] if continues else SMALL), "--dry-run"))
         assert (home / options.outf / "checkpoint.pth").is_file()

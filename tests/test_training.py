@@ -14,13 +14,13 @@ from torch import nn
 
 import dcgan
 import training as training_module
-from dcgan import Meter
+from dcgan import StepAverages
 from models import Discriminator, Generator
 from support.accelerator import default_precision, why_not_compile
-from support.cpu_convolutions import Multiplied, MultipliedTransposed, multiply_innermost
-from support.errors import RunError
-from support.signals import StopOnSignal
-from training import Training, bce, runner, train_step, update_average
+from support.cpu_convolutions import MatmulConv2d, MatmulConvTranspose2d, use_matmul_convolutions
+from support.errors import UserError
+from support.signals import StopSignal
+from training import Trainer, bce, runner, train_step, update_ema
 
 NZ, SIZE, BATCH = 10, 16, 6
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -33,13 +33,13 @@ def networks(seed=0):
 
 def training(seed=0, ema=0.9, precision="fp32", flip=False):
     settings = {"lr": 0.002, "beta1": 0.5, "ema": ema, "precision": precision, "seed": 7, "flip": flip}
-    run = Training(*networks(seed), torch.device("cpu"), **settings)
+    run = Trainer(*networks(seed), torch.device("cpu"), **settings)
     return multiplied(run) if precision == "fp32" else run
 
 
 def multiplied(run):
     """Let both innermost layers be matrix products, as they are in wider networks."""
-    run.netG.main[3].__class__, run.netD.main[2].__class__ = MultipliedTransposed, Multiplied
+    run.netG.main[3].__class__, run.netD.main[2].__class__ = MatmulConvTranspose2d, MatmulConv2d
     return run
 
 
@@ -123,7 +123,7 @@ def test_compiled_steps_are_close_to_plain_ones():
     nets = [networks(), networks()]
     settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.9, "precision": "fp32", "seed": 7, "batch_size": BATCH}
     plain, fast = (
-        Training(*net, torch.device("cpu"), **settings, compiled=compiled)
+        Trainer(*net, torch.device("cpu"), **settings, compiled=compiled)
         for net, compiled in zip(nets, (False, True), strict=True)
     )
     for batch in [*batches(3), *batches(1, size=2), *batches(2, seed=4)]:
@@ -134,14 +134,14 @@ def test_compiled_steps_are_close_to_plain_ones():
     torch.testing.assert_close(fast.step(batches(1)[0])[0], plain.step(batches(1)[0])[0], rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("plain", "product"), [(nn.Conv2d, Multiplied), (nn.ConvTranspose2d, MultipliedTransposed)])
+@pytest.mark.parametrize(("plain", "product"), [(nn.Conv2d, MatmulConv2d), (nn.ConvTranspose2d, MatmulConvTranspose2d)])
 @pytest.mark.parametrize("side", [4, 5, 6, 7])
 @pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
 def test_multiplied_convolutions_are_convolutions(plain, product, side, stride, layout):
     """In float64, with their gradients and those of these; bit for bit where they do not train."""
     kernel, small, large = (side, 1, side) if stride == 1 else (4, side, 2 * side)
-    points = small if product is MultipliedTransposed else large
+    points = small if product is MatmulConvTranspose2d else large
     layer = plain(3, 5, kernel, stride, stride - 1, bias=False).double().to(memory_format=layout)
     x = torch.randn(2, 3, points, points).double().contiguous(memory_format=layout).requires_grad_()
     results = []
@@ -163,7 +163,7 @@ def test_a_step_with_multiplied_layers_equals_one_without():
     for multiplied in (False, True):
         netG, netD = (copy.deepcopy(net).to(memory_format=torch.channels_last) for net in nets)
         if multiplied:
-            multiply_innermost(netG), multiply_innermost(netD)
+            use_matmul_convolutions(netG), use_matmul_convolutions(netD)
         adams = [torch.optim.Adam(net.parameters(), lr=0.0, fused=True) for net in (netG, netD)]
         statistics = train_step(netG, netD, *adams, real, z, runner(real.device, "fp32"))
         gradients.append([statistics, *(p.grad for net in (netG, netD) for p in net.parameters())])
@@ -175,12 +175,12 @@ def test_innermost_layers_are_multiplied_while_training():
 
     def count(ngf, size, **other):
         nets = Generator(10, ngf, 3, size), Discriminator(ngf, 3, size)
-        run = Training(
+        run = Trainer(
             *nets, torch.device("cpu"), lr=0.0002, beta1=0.5, ema=0.9, seed=0, **({"precision": "fp32"} | other)
         )
         of_G, of_average, of_D = (map(type, net.main) for net in (run.netG, run.netG_ema, run.netD))
-        assert MultipliedTransposed not in of_average
-        return list(of_G).count(MultipliedTransposed), list(of_D).count(Multiplied)
+        assert MatmulConvTranspose2d not in of_average
+        return list(of_G).count(MatmulConvTranspose2d), list(of_D).count(MatmulConv2d)
 
     assert count(64, 64) == (2, 2)
     assert count(16, 64) == count(64, 56) == (1, 1)
@@ -235,7 +235,7 @@ from support import accelerator
 if {tuned}:
     accelerator.tune(torch.device("cpu"))
 nets = models.Generator(image_size=48), models.Discriminator(image_size=48)
-run = training.Training(*nets, torch.device("cpu"), lr=1e-4, beta1=0.5, ema=0, precision="fp32", seed=0)
+run = training.Trainer(*nets, torch.device("cpu"), lr=1e-4, beta1=0.5, ema=0, precision="fp32", seed=0)
 batch = torch.zeros(128, 3, 48, 48, dtype=torch.uint8)
 counts = [run.step(batch) is None or resource.getrusage(resource.RUSAGE_SELF).ru_minflt for _ in range(10)]
 print(statistics.median(after - before for before, after in itertools.pairwise(counts[3:])))
@@ -260,7 +260,7 @@ def test_mirrored_pictures_are_what_d_sees(monkeypatch):
     pictures = batches(1, size=200)[0]
     for flip in (True, True, False):
         nets, settings = networks(), {"lr": 0.0, "beta1": 0.5, "ema": 0, "precision": "fp32", "seed": 7}
-        Training(*nets, torch.device("cpu"), **settings, flip=flip).step(pictures)
+        Trainer(*nets, torch.device("cpu"), **settings, flip=flip).step(pictures)
     mirrored, again, plain = seen
     assert torch.equal(mirrored, again)
     assert torch.equal(plain, pictures.float() / 127.5 - 1)
@@ -318,7 +318,7 @@ def test_average_moves_by_one_minus_the_decay(decay, expected):
     for parameters, value in ((average.parameters(), 1.0), (net.parameters(), 5.0)):
         for p in parameters:
             nn.init.constant_(p, value)
-    update_average(average, net, torch.tensor(1 - decay))
+    update_ema(average, net, torch.tensor(1 - decay))
     assert all((p == expected).all() for p in average.parameters())
     assert all((p == 5).all() for p in net.parameters())
 
@@ -381,7 +381,7 @@ def test_saved_weights_are_contiguous_float32():
 def test_meter_reads_plain_means(monkeypatch):
     clock = iter([100.0, 104.0])
     monkeypatch.setattr(dcgan.time, "perf_counter", lambda: next(clock))
-    meter = Meter()
+    meter = StepAverages()
     rows = [[1.0, 2.0, 0.5, 0.25, 0.125], [2.0, 4.0, 0.7, 0.35, 0.1], [6.0, 0.0, 0.0, 0.0, 0.0]]
     for row, images in zip(rows, (64, 64, 8), strict=True):
         meter.add(torch.tensor(row), images)
@@ -391,10 +391,10 @@ def test_meter_reads_plain_means(monkeypatch):
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_meter_refuses_what_is_not_finite(value):
-    meter = Meter()
+    meter = StepAverages()
     meter.add(torch.zeros(5), 1)
     meter.add(torch.tensor([0.5, value, 0.5, 0.5, 0.5]), 1)
-    with pytest.raises(RunError, match="not finite"):
+    with pytest.raises(UserError, match="not finite"):
         meter.read()
 
 
@@ -402,7 +402,7 @@ def test_meter_refuses_what_is_not_finite(value):
 def test_first_signal_waits_and_the_second_ends_all(name):
     signum = getattr(signal, name)
     before = signal.getsignal(signum)
-    with StopOnSignal() as stop:
+    with StopSignal() as stop:
         assert stop.received == 0
         signal.raise_signal(signum)
         assert stop.received == signum

@@ -1,0 +1,28 @@
+"""The image sizes that a DCGAN can have, and the layers that follow from them."""
+
+from support.errors import UserError
+
+# The image sizes of a DCGAN: a first map of 4, 5, 6 or 7, doubled at least twice.
+IMAGE_SIZES = tuple(sorted(b << k for b in range(4, 8) for k in range(2, 9) if b << k <= 1024))
+
+
+def check_image_size(image_size):
+    """Raise UserError, naming the nearest sizes that work, if a DCGAN cannot have this image size."""
+    if image_size not in IMAGE_SIZES:
+        nearest = [s for s in IMAGE_SIZES if s < image_size][-1:] + [s for s in IMAGE_SIZES if s > image_size][:1]
+        raise UserError(
+            f"an image size of {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
+            f" (all: {', '.join(map(str, IMAGE_SIZES))})"
+        )
+
+
+def first_map_and_doublings(image_size):
+    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2)."""
+    check_image_size(image_size)
+    doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits
+    return image_size >> doublings, doublings
+
+
+def channel_multipliers(doublings):
+    """Return the hidden maps' channels as multiples of ngf (ndf), from the image inwards: 1, 2, 4, 8, 16, 16, ..."""
+    return [min(2**i, 16) for i in range(doublings)]

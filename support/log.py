@@ -1,0 +1,55 @@
+"""log.csv: a row for every few steps of a run."""
+
+import csv
+import math
+
+from support.files import write_atomically
+
+OPTIONAL = ("fid", "loss_D_real", "loss_D_fake")  # empty where not measured, and in logs of earlier versions
+
+
+class Log:
+    """The rows of a run's log.csv, dictionaries of its columns, and the file that they are appended to.
+
+    means: the columns that a step reports.
+    """
+
+    def __init__(self, path, means):
+        self.path, self.rows, self.file = path, [], None
+        self.columns = ("epoch", "step", "images", *means, "images_per_s", "fid")
+
+    def open(self, steps=None):
+        """Begin the file anew; or, for a run that resumes after `steps` steps, keep the rows up to there."""
+        if steps is not None and self.path.is_file():
+            with open(self.path, newline="", encoding="utf-8") as file:
+                required = [column for column in self.columns if column not in OPTIONAL]
+                complete = (row for row in csv.DictReader(file) if all(row.get(column) for column in required))
+                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if k and v} for row in complete]
+            self.rows = [row for row in rows if row["step"] <= steps]
+        self.rewrite()
+
+    def rewrite(self):
+        """Write the whole file, and open it for more rows."""
+        lines = [",".join(self.columns), *map(self.as_line, self.rows), ""]
+        write_atomically(self.path, lambda file: file.write("\n".join(lines).encode()))
+        if self.file:
+            self.file.close()
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
+
+    def add_row(self, row):
+        """Append a row: all columns but "fid"."""
+        self.rows.append(row)
+        print(self.as_line(row), file=self.file, flush=True)
+
+    def is_lowest(self, distance):
+        """Return whether a Frechet distance is lower than all in the log."""
+        return distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
+
+    def add_distance(self, distance):
+        """Add a Frechet distance to the last row."""
+        self.rows[-1]["fid"] = distance
+        self.rewrite()
+
+    def as_line(self, row):
+        values = (row.get(column, "") for column in self.columns)
+        return ",".join(f"{value:.6g}" if isinstance(value, float) else str(value) for value in values)

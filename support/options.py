@@ -1,0 +1,129 @@
+"""The command line of dcgan.py: its options, and whether they can work together."""
+
+import argparse
+import os
+import random
+
+import torch
+
+from support.accelerator import pick_device
+from support.cli import Parser, number
+from support.errors import UserError
+from support.fid import check_installed
+from support.image_sizes import check_image_size
+from support.run_folder import RunFolder
+
+# Options that a resumed run cannot change, and those that it keeps unless they are given again.
+FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
+FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "sync_bn", "manual_seed")
+KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every", "fid")
+
+
+def build_parser(description, datasets):
+    """Return the parser of dcgan.py's command line; datasets: the names that --dataset takes."""
+    parser = Parser(prog="dcgan.py", description=description)
+    count, default = number(int, 1), "(default: %(default)s)"
+
+    add = parser.add_argument_group("images").add_argument
+    add("--dataset", default="cartoon", choices=datasets, help=f"data set {default}")
+    add("--dataroot", metavar="DIR", help="its folder (default for data sets that can be downloaded: data)")
+    add("--classes", default="bedroom", metavar="A,B", help=f"classes of lsun, separated by commas {default}")
+    add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
+    add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 RGB (default for mnist: 1, otherwise: 3)")
+    add("--workers", type=number(int, 0), default=2, metavar="N", help=f"processes that decode images {default}")
+    add("--cache", metavar="DIR", help='folder for prepared images; "none" decodes them every time')
+
+    add = parser.add_argument_group("networks").add_argument
+    add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
+    add("--ngf", type=count, default=64, metavar="N", help=f"channels of G's last hidden layer {default}")
+    add("--ndf", type=count, default=64, metavar="N", help=f"channels of D's first layer {default}")
+    add("--netG", metavar="FILE", help="weights of a generator to start from, with new optimizers")
+    add("--netD", metavar="FILE", help="weights of a discriminator to start from, with new optimizers")
+
+    add = parser.add_argument_group("training").add_argument
+    add("--niter", type=count, default=25, metavar="N", help=f"epochs, with those of a resumed run {default}")
+    add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"images a step {default}")
+    add("--lr", type=number(float, 0), default=0.0002, help=f"learning rate {default}")
+    add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
+    add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
+    add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
+    add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**32), metavar="N", help="seed (default: random)")
+
+    add = parser.add_argument_group("device").add_argument
+    add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
+    add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
+    add("--ngpu", type=count, default=1, metavar="N", help=f"GPUs, or processes without --cuda {default}")
+    add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
+    precision = "bf16 (default on a GPU that has it) or fp32, which on a GPU is TF32 in convolutions"
+    add("--precision", choices=("fp32", "bf16"), help=precision)
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="compile the networks; takes a minute")
+
+    add = parser.add_argument_group("run folder").add_argument
+    add("--outf", default="out", metavar="DIR", help=f"folder for weights, checkpoints, images, log {default}")
+    add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
+    add("--save-every", type=count, default=1, metavar="N", help=f"epochs between two checkpoints {default}")
+    add("--log-every", type=count, default=10, metavar="N", help=f"steps for each row of log.csv {default}")
+    add(
+        "--fid",
+        type=number(int, 0),
+        default=0,
+        metavar="N",
+        help="measure FID with N samples at each checkpoint (off: 0)",
+    )
+    add("--dry-run", action="store_true", help="take one step, write all files, and stop")
+    return parser
+
+
+def parse_options(parser, argv, world_size):
+    """Return (options, the checkpoint to resume from or None). Exits with 2 if they cannot work.
+
+    world_size: the number of processes that have joined; 1 if --ngpu is still to start them.
+    """
+    args = parser.parse_args(argv)
+    folder, checkpoint = RunFolder(args.outf), None
+    try:
+        folder.check_free(args.resume)
+        checkpoint = folder.load_checkpoint() if args.resume else None
+        if checkpoint:
+            if args.dry_run and not folder.is_dry_run():
+                raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
+            parser.set_defaults(**checkpoint["options"])
+            args = parser.parse_args(argv)
+            check_unchanged(args, checkpoint["options"])
+            args.netG = args.netD = None  # a resumed run has its own
+        try:
+            check_image_size(args.image_size)
+        except UserError as error:
+            raise UserError(f"--imageSize: {error}") from None
+        args.fid_before = checkpoint["options"].get("fid") if checkpoint else 0
+        args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
+        if args.manual_seed is None:
+            args.manual_seed = random.SystemRandom().randrange(1, 10_000)
+        check_processes(args, world_size)
+        if args.fid:
+            check_installed()
+    except UserError as error:
+        parser.error(str(error))
+    return args, checkpoint
+
+
+def check_unchanged(args, saved):
+    """Raise UserError if `args` change options that a resumed run must keep as they were `saved`."""
+    fixed = (*FIXED, "fid") if args.fid and saved.get("fid") else FIXED  # only FIDs of equal sample counts compare
+    now = vars(args)
+    changed = [f"{name} {saved[name]}, not {now[name]}" for name in fixed if now[name] != saved.get(name, now[name])]
+    if changed:
+        raise UserError(f"--resume: the run in {args.outf} has {'; '.join(changed)}; leave that out")
+
+
+def check_processes(args, world_size):
+    """Raise UserError if the processes that --ngpu asks for, or that have joined, cannot train together."""
+    wanted, here = max(args.ngpu, world_size), max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
+    if args.cuda and 1 < here > torch.cuda.device_count():
+        raise UserError(f"--ngpu {here}: torch finds {torch.cuda.device_count()} CUDA devices here")
+    if wanted > 1 and args.accel and not args.cuda and pick_device(False, True).type not in ("cpu", "cuda"):
+        raise UserError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
+    if args.batch_size % wanted:
+        below = args.batch_size // wanted * wanted
+        near = f"{below} and {below + wanted}" if below else wanted
+        raise UserError(f"--batchSize {args.batch_size} is not a multiple of {wanted} processes (--ngpu); {near} are")
