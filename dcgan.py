@@ -31,7 +31,6 @@ from models import (
 from support.accelerator import (
     copy_to_cpu,
     default_precision,
-    emulates_bfloat16,
     free_memory,
     is_out_of_memory,
     pick_device,
@@ -47,14 +46,14 @@ from support.distributed import (
     is_lost_process,
     launch_processes,
     rank_and_world_size,
-    shutdown_distributed,
+    run_and_exit,
 )
 from support.errors import UserError
 from support.fid import FidMeter
 from support.log import Log
 from support.options import KEPT, build_parser, parse_options
 from support.plots import animate, images_per_grid, plot_losses, save_grid
-from support.progress import HINT, HINT_STEPS, D_wins, bar_text, epoch_summary
+from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
 from support.run_folder import RunFolder
 from support.signals import StopSignal
 from training import StepAverages, StepResult, Trainer, TrainerSettings
@@ -108,8 +107,6 @@ def main(argv=None):
         if args and is_out_of_memory(error):
             return fail(f"out of memory with --batchSize {args.batch_size}; a smaller one needs less", 1)
         raise
-    finally:
-        shutdown_distributed()
 
 
 def fail(error, code):
@@ -249,37 +246,13 @@ def open_folder(run, checkpoint):
         run.folder.decorate(save_grid, "real_samples.png", batch)
 
 
-def describe(run, resumed):
-    """Print the options as resolved, the sizes, and notes on what may surprise."""
-    args, trainer, device = run.args, run.trainer, run.trainer.device
-    for name, value in vars(args).items():
-        print(f"  {name:12} {value}")
-    sizes = [f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in trainer.networks().items()]
-    print(f"{len(run.images):,} images; device {device}; parameters: {', '.join(sizes[:2])}")
-    if device.type == "cpu" and torch.accelerator.is_available():
-        print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
-    elif args.accel and device.type == "cpu":
-        print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
-    if run.world_size > 1:
-        captured = "" if device.type == "cpu" else "; their steps are not captured as CUDA graphs"
-        print(f"{run.world_size} processes with {args.batch_size // run.world_size} images each a step{captured}")
-    if args.precision == "bf16" and emulates_bfloat16(device):
-        print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
-    if len(run.images) < args.batch_size:
-        print(f"note: fewer images than --batchSize {args.batch_size}: every step uses all {run.images_per_epoch}")
-    if run.epoch >= args.niter:
-        print(f"nothing to do: {args.outf} has its {run.epoch} epochs; a larger --niter continues it")
-    elif resumed:
-        print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
-
-
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args = run.args
     total, quiet = args.niter * run.images_per_epoch, True if run.rank else None  # None: where there is no terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=quiet, dynamic_ncols=True)
     signum, stopped = 0, False
-    with StopSignal(patient=run.world_size > 1) as stop, bar:
+    with StopSignal(patient=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
         while run.epoch < args.niter and not stopped:
             # Train
             bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
@@ -355,7 +328,8 @@ def save(run, whole):
     if run.rank == 0:
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
         samples = generate_images(trainer.sampling_generator, z) if whole else None
-        run.folder.in_background(write_files, run.folder, state, samples, list(run.log.rows), run.steps_per_epoch)
+        rows = list(run.log.rows)
+        run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch)
 
 
 def checkpoint_of(run):
@@ -363,18 +337,6 @@ def checkpoint_of(run):
     options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.args.fid_before}
     position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
     return run.trainer.state_dict() | position | {"options": options}
-
-
-def write_files(folder, state, samples, rows, steps_per_epoch):
-    """Write the files of a checkpoint `state`; with `samples`, uint8 (N, nc, s, s), also those of its epoch."""
-    if samples is not None:
-        epoch = state["epoch"] - (state["step"] == 0)
-        for name in ("netG", "netD", "netG_ema"):
-            if name in state:
-                folder.save_weights(f"{name}_epoch_{epoch}", state[name])
-        folder.decorate(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
-    folder.save_checkpoint(state)
-    folder.decorate(plot_losses, "losses.png", rows, steps_per_epoch)
 
 
 def measure_fid(run, stopped=lambda: False):
@@ -410,4 +372,4 @@ def warn_skipped(run):
 
 if __name__ == "__main__":
     protect_output()
-    sys.exit(main())
+    run_and_exit(main)

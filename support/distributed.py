@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import traceback
 
 import torch
 import torch.distributed as dist
@@ -29,10 +30,26 @@ def init_distributed(hours=6):
     return rank_and_world_size()
 
 
-def shutdown_distributed():
-    """Leave the job: end the threads of its communication while Python still runs."""
+def run_and_exit(main):
+    """Exit with the code that main() returns; in a job, leave it first.
+
+    A thread of gloo's still drops its tensors when a collective has returned, and needs the interpreter for that. If the
+    interpreter is shutting down, the thread aborts the process with exit code 134 (pytorch issue 190489). Destroying the
+    process group waits for these threads. A process that failed waits for nobody: NCCL would wait for ever.
+    """
+    try:
+        code = main()
+    except SystemExit as end:
+        code = end.code
+    except BaseException:
+        traceback.print_exc()
+        code = 1
     if dist.is_available() and dist.is_initialized():
+        if code in (1, 2):
+            sys.stdout.flush(), sys.stderr.flush()
+            os._exit(code)
         dist.destroy_process_group()
+    sys.exit(code)
 
 
 def rank_and_world_size():

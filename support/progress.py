@@ -1,10 +1,40 @@
-"""What a run says of its progress: the state behind the bar, a line for each epoch, and a hint when D wins."""
+"""What a run prints: its options and sizes, its progress, a line for each epoch, and a hint when D wins."""
+
+import sys
+
+import torch
+
+from support.accelerator import emulates_bfloat16
 
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
     " learns little. More images help, a smaller --ndf, or a smaller --lr"
 )
+
+
+def describe(run, resumed):
+    """Print the options of a dcgan.Run as resolved, its sizes, and notes on what may surprise."""
+    args, trainer, device = run.args, run.trainer, run.trainer.device
+    for name, value in vars(args).items():
+        print(f"  {name:12} {value}")
+    sizes = [f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in trainer.networks().items()]
+    print(f"{len(run.images):,} images; device {device}; parameters: {', '.join(sizes[:2])}")
+    if device.type == "cpu" and torch.accelerator.is_available():
+        print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
+    elif args.accel and device.type == "cpu":
+        print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
+    if run.world_size > 1:
+        captured = "" if device.type == "cpu" else "; their steps are not captured as CUDA graphs"
+        print(f"{run.world_size} processes with {args.batch_size // run.world_size} images each a step{captured}")
+    if args.precision == "bf16" and emulates_bfloat16(device):
+        print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
+    if len(run.images) < args.batch_size:
+        print(f"note: fewer images than --batchSize {args.batch_size}: every step uses all {run.images_per_epoch}")
+    if run.epoch >= args.niter:
+        print(f"nothing to do: {args.outf} has its {run.epoch} epochs; a larger --niter continues it")
+    elif resumed:
+        print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
 
 
 def bar_text(means):

@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, error_text
 from support.files import check_writable, try_lock, write_atomically
+from support.plots import plot_losses, save_grid
 from support.weights import read_file
 
 
@@ -87,6 +88,20 @@ class RunFolder:
         write_atomically(self.newest, lambda file: torch.save(state, file), keep=keep)
         self.newest_is_intact = True
 
+    def save(self, state, samples, rows, steps_per_epoch):
+        """Write a checkpoint and the plot of the log's `rows`; with `samples`, also the weights and grid of an epoch.
+
+        state: the checkpoint. samples: uint8 images (N, nc, s, s) at the end of an epoch, otherwise None.
+        """
+        if samples is not None:
+            epoch = state["epoch"] - (state["step"] == 0)
+            for name in ("netG", "netD", "netG_ema"):
+                if name in state:
+                    self.save_weights(f"{name}_epoch_{epoch}", state[name])
+            self.decorate(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
+        self.save_checkpoint(state)
+        self.decorate(plot_losses, "losses.png", rows, steps_per_epoch)
+
     def load_checkpoint(self, warn=True):
         """Return the newest intact checkpoint, or None if there is none. Raises UserError if none can be read."""
         for path in (self.newest, self.previous):
@@ -118,6 +133,10 @@ class RunFolder:
         """Call function(*arguments) in the thread when the task before is done. Raises what that task raised."""
         self.wait()
         self.task = self.thread.submit(function, *arguments)
+
+    def close(self):
+        """Wait for the thread, whatever becomes of its task, and end it."""
+        self.thread.shutdown()
 
     def wait(self):
         """Wait until all is written. Raises what the last task raised, once."""

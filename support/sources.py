@@ -13,7 +13,7 @@ from support.errors import UserError, error_text
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 # Raster formats that Pillow decodes by itself. Left to guess, it would hand an EPS file named x.png to Ghostscript.
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # JPEG's reader takes MPO, too
 MAX_BYTES = 2**29  # of an image file; with Pillow's limit of 89 million pixels, decoding takes less than 2 GB
 
 
