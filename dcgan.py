@@ -20,34 +20,9 @@ import torchvision
 from tqdm import tqdm
 
 from data import SOURCES, PreparedImages, load_images
-from models import (
-    Discriminator,
-    Generator,
-    generate_images,
-    latents,
-    load_discriminator,
-    load_generator,
-)
-from support.accelerator import (
-    copy_to_cpu,
-    default_precision,
-    free_memory,
-    is_out_of_memory,
-    pick_device,
-    tune_device,
-    why_not_compile,
-)
+from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
+from support import accelerator, distributed
 from support.cli import protect_output
-from support.distributed import (
-    all_gather_object,
-    all_reduce_max,
-    broadcast_object,
-    init_distributed,
-    is_lost_process,
-    launch_processes,
-    rank_and_world_size,
-    run_and_exit,
-)
 from support.errors import UserError
 from support.fid import FidMeter
 from support.log import Log
@@ -74,7 +49,7 @@ class Run:
     hinted: bool = False
 
     def __post_init__(self):
-        self.rank, self.world_size = rank_and_world_size()
+        self.rank, self.world_size = distributed.rank_and_world_size()
         self.steps_per_epoch, self.images_per_epoch = self.images.count(self.args.batch_size, self.world_size)
         self.reported = set()  # images and folders left out, of which a warning was printed
 
@@ -88,10 +63,10 @@ def main(argv=None):
     parser = build_parser(__doc__.splitlines()[0], SOURCES)
     args, in_training = None, False
     try:
-        rank, world_size = init_distributed()
-        args, checkpoint = broadcast_object(parse_options(parser, argv, world_size) if rank == 0 else None)
+        rank, world_size = distributed.init_distributed()
+        args, checkpoint = distributed.broadcast_object(parse_options(parser, argv, world_size) if rank == 0 else None)
         if world_size == 1 and args.ngpu > 1:
-            return launch_processes(args.ngpu, __file__, sys.argv[1:] if argv is None else argv)
+            return distributed.launch_processes(args.ngpu, __file__, sys.argv[1:] if argv is None else argv)
         run = set_up(args, checkpoint)
         in_training = True
         return train(run)
@@ -102,16 +77,16 @@ def main(argv=None):
     except KeyboardInterrupt:
         return fail("interrupted before training started", 130)
     except RuntimeError as error:
-        if is_lost_process(error):
+        if distributed.is_lost_process(error):
             return fail("another process of this job has ended, so this one ends; saved files are intact", 1)
-        if args and is_out_of_memory(error):
+        if args and accelerator.is_out_of_memory(error):
             return fail(f"out of memory with --batchSize {args.batch_size}; a smaller one needs less", 1)
         raise
 
 
 def fail(error, code):
     """Print why the program ends, in one line; return its exit code."""
-    if rank_and_world_size()[0] > 0:
+    if distributed.rank_and_world_size()[0] > 0:
         time.sleep(2)  # if rank 0 fails as well, its line is enough: the launcher then ends this process
     print(f"dcgan.py: {error}", file=sys.stderr)
     return code
@@ -123,21 +98,21 @@ def set_up(args, checkpoint):
     Raises UserError for a request that cannot work, and OSError.
     """
     # Device
-    device = pick_device(args.cuda, args.accel, int(os.environ.get("LOCAL_RANK", 0)))
-    args.precision = args.precision or default_precision(device)
+    device = accelerator.pick_device(args.cuda, args.accel, int(os.environ.get("LOCAL_RANK", 0)))
+    args.precision = args.precision or accelerator.default_precision(device)
 
     # Networks and images
     netG, netD = build_networks(args)
     images = prepare_images(args)
-    tune_device(device)  # after decoding, whose memory is better returned to the system
+    accelerator.tune_device(device)  # after decoding, whose memory is better returned to the system
 
     # Training state
     trainer = Trainer(netG, netD, device, trainer_settings(args, device, len(images)))
     if checkpoint:
         restore(trainer, checkpoint, args, len(images))
     if device.type != "cpu":
-        images.keep_on(device, free_memory(device))
-    rank = rank_and_world_size()[0]
+        images.keep_on(device, accelerator.free_memory(device))
+    rank = distributed.rank_and_world_size()[0]
     fid_meter = FidMeter(images, args.fid, device, generate_images) if args.fid and rank == 0 else None
 
     # Run folder
@@ -162,7 +137,7 @@ def build_networks(args):
     torch.manual_seed(args.manual_seed)
     netG = Generator(args.nz, args.ngf, args.nc, args.image_size)
     netD = Discriminator(args.ndf, args.nc, args.image_size)
-    if rank_and_world_size()[0] == 0:
+    if distributed.rank_and_world_size()[0] == 0:
         if args.netG:
             check_same_sizes(netG, loaded := load_generator(args.netG, average=False), "netG")
             netG = loaded
@@ -173,7 +148,7 @@ def build_networks(args):
             new = "--netD" if args.netG else "--netG"
             print(f"warning: without {new}, that network starts untrained against a trained one", file=sys.stderr)
     for net in (netG, netD):
-        net.load_state_dict(broadcast_object(net.state_dict()))
+        net.load_state_dict(distributed.broadcast_object(net.state_dict()))
     return netG, netD
 
 
@@ -187,18 +162,18 @@ def check_same_sizes(wanted, loaded, name):
 
 def prepare_images(args):
     """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError."""
-    rank, world_size = rank_and_world_size()
+    rank, world_size = distributed.rank_and_world_size()
     here, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
     # While one process of a machine prepares the array, it can use the workers of all.
     workers = args.workers if args.cache == "none" else max(args.workers, min(args.workers * here, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
     if not first:
-        all_gather_object(None)  # wait for the first process of this machine
+        distributed.all_gather_object(None)  # wait for the first process of this machine
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
         images = load_images(*source, cache=args.cache, workers=workers)
     if first:
-        all_gather_object(None)
-    counts = all_gather_object(len(images))
+        distributed.all_gather_object(None)
+    counts = distributed.all_gather_object(len(images))
     if len(set(counts)) > 1:
         raise UserError(f"--dataroot {args.dataroot}: the processes find different numbers of images: {counts}")
     if len(images) < world_size:
@@ -208,8 +183,8 @@ def prepare_images(args):
 
 def trainer_settings(args, device, images):
     """Return the TrainerSettings of these options, with a warning if --compile is not possible."""
-    rank, world_size = rank_and_world_size()
-    reason = "not with --sync-bn" if args.sync_bn else why_not_compile(device) if args.compile else None
+    rank, world_size = distributed.rank_and_world_size()
+    reason = "not with --sync-bn" if args.sync_bn else accelerator.why_not_compile(device) if args.compile else None
     if args.compile and reason and rank == 0:
         print(f"warning: --compile is not possible here; continuing without it ({reason})", file=sys.stderr)
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "sync_bn")}
@@ -273,7 +248,7 @@ def train(run):
                 save(run, whole or args.dry_run)
                 if run.fid_meter and (whole or args.dry_run):
                     measure_fid(run, lambda: stop.received)
-            signum = all_reduce_max(stop.received)  # it may have come meanwhile
+            signum = distributed.all_reduce_max(stop.received)  # it may have come meanwhile
             stopped = stopped or bool(signum)
         if run.rank == 0:
             run.folder.wait()
@@ -294,7 +269,7 @@ def train_epoch(run, bar, stop):
         averages.add(run.trainer.step(batch), count)
         run.step += 1
         bar.update(count)
-        signum = all_reduce_max(stop.received)  # all processes stop at the same step
+        signum = distributed.all_reduce_max(stop.received)  # all processes stop at the same step
         stopped = signum or args.dry_run
         if stopped or run.step % args.log_every == 0 or run.step == run.steps_per_epoch:
             means = averages.compute()
@@ -347,7 +322,7 @@ def measure_fid(run, stopped=lambda: False):
         return
     lowest = run.log.is_lowest(distance)
     if lowest:
-        run.folder.save_weights("netG_best", copy_to_cpu(dict(netG.state_dict())))
+        run.folder.save_weights("netG_best", accelerator.copy_to_cpu(dict(netG.state_dict())))
     run.log.add_distance(distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = list(run.log.rows)
@@ -359,7 +334,7 @@ def warn_skipped(run):
 
     With several processes, all must call it: where images are decoded at every use, each knows its own.
     """
-    everything = {"images": [each for reports in all_gather_object(run.images.skipped) for each in reports]}
+    everything = {"images": [each for reports in distributed.all_gather_object(run.images.skipped) for each in reports]}
     everything["folders"] = run.images.unlisted
     for kind, reports in everything.items() if run.rank == 0 else ():
         new = [report for report in dict.fromkeys(reports) if report not in run.reported]
@@ -372,4 +347,4 @@ def warn_skipped(run):
 
 if __name__ == "__main__":
     protect_output()
-    run_and_exit(main)
+    distributed.run_and_exit(main)

@@ -1,6 +1,7 @@
 """10,000 cartoon faces, drawn by the program."""
 
 from random import Random
+from types import SimpleNamespace
 
 from PIL import Image, ImageColor, ImageDraw
 
@@ -12,7 +13,7 @@ HAIRS = ("#2a2226", "#38262a", "#4a2f27", "#6f4326", "#a8672f", "#c9502c", "#ecb
 IRISES = ("#5a3420", "#7a4c22", "#3a7d44", "#2f78c4", "#2f8f96")
 CLOTHES = ("#e4572e", "#2e86ab", "#f4a300", "#5b8e4a", "#7a4fb5", "#f25f8b", "#274690", "#f5f1e6", "#1b998b")
 INK, WHITE, DARK_RED, PINK, GOLD = "#2b1d22", "#fffaf2", "#7a1f2e", "#ff8087", "#ffcf33"
-LIGHT, SHADE, BLUSH = "#ffffff66", "#6b1a2038", "#ff4d5e54"  # see-through: the last two digits are the opacity
+LIGHT, SHADE, BLUSH = "#ffffff66", "#6b1a2038", "#ff4d5e54"  # transparent: the last two digits are the opacity
 BACK_HAIR = {  # behind the head, each line a few ovals: x (1 is the edge of the head), y, half width, half height
     "quiff": ((0, -0.31, 0.17, 0.08), (0.3, -0.31, 0.12, 0.085)),
     "bun": ((0, -0.4, 0.12, 0.1),),
@@ -34,86 +35,121 @@ MOUTHS = (  # each line a few ovals: y, half width, half height, colour (None: t
 
 def draw_cartoon(index: int, size: int) -> Image.Image:
     """Return cartoon face number `index`, the same face at every `size`, as a square RGB image."""
-    rng = Random(index)
-    pick, vary = rng.choice, rng.uniform
-    backdrop, skin, iris, shirt, hat = pick(BACKDROPS), pick(SKINS), pick(IRISES), pick(CLOTHES), pick(CLOTHES)
-    style = pick(("short", "bald", "beanie", "scarf", *BACK_HAIR))
-    hair, fringe, mouth, lips = pick(HAIRS), pick(FRINGES), pick(MOUTHS), DARK_RED if skin in SKINS[:4] else PINK
-    contrast = sum(abs(a - b) for a, b in zip(ImageColor.getrgb(hair), ImageColor.getrgb(skin), strict=True))
-    hair = INK if contrast < 85 or style == "scarf" else hair  # under a scarf, only the eyebrows show
-    glasses, earrings, lashes, freckles, beard, bow = (rng.random() < p for p in (0.2, 0.2, 0.4, 0.2, 0.5, 0.4))
-    beard = beard and style in ("short", "quiff", "bald", "beanie")
-    left, top, zoom = vary(0.485, 0.515), vary(0.51, 0.54), vary(0.96, 1.04)
-    w, h, eye_x, eye_y = vary(0.255, 0.29), vary(0.29, 0.315), vary(0.118, 0.13), vary(0.02, 0.04)
-    eye_w, eye_h, gaze_x, gaze_y = vary(0.075, 0.085), vary(0.084, 0.1), vary(-0.016, 0.016), vary(-0.012, 0.012)
-    brow_y, mouth_y, mouth_w, nose = vary(-0.11, -0.08), vary(0.165, 0.185), vary(0.8, 1.1), vary(0.022, 0.034)
-
+    face = random_face(Random(index))
     factor = 6 if size <= 64 else 3  # drawn larger and then shrunk, edges come out smooth
-    image = Image.new("RGB", (size * factor, size * factor), backdrop)
-    draw = ImageDraw.Draw(image, "RGBA")  # in this mode, see-through colours blend with what is below
+    canvas = Canvas(size * factor, face)
+    draw_head(canvas, face)
+    draw_features(canvas, face)
+    draw_hair_and_hats(canvas, face)
+    return canvas.image.reduce(factor)
 
-    def oval(x, y, rx, ry, fill, start=0, end=360, line=0, shift=0.0):
-        """Draw an oval (a slice of it, or its outline) right and left of mid-face, which is at 0, 0."""
-        for side in {x, -x}:  # a set, so that x = 0 is drawn once
-            box = (side + shift - rx, y - ry, side + shift + rx, y + ry)
-            box = [image.width * (origin + zoom * edge) for origin, edge in zip((left, top) * 2, box, strict=True)]
+
+def random_face(rng):
+    """Return the traits of a face, drawn from `rng`: colours, style, what it wears, and measures."""
+    pick, vary, face = rng.choice, rng.uniform, SimpleNamespace()
+    face.backdrop, face.skin, face.iris = pick(BACKDROPS), pick(SKINS), pick(IRISES)
+    face.shirt, face.hat = pick(CLOTHES), pick(CLOTHES)
+    face.style = pick(("short", "bald", "beanie", "scarf", *BACK_HAIR))
+    face.hair, face.fringe, face.mouth = pick(HAIRS), pick(FRINGES), pick(MOUTHS)
+    face.lips = DARK_RED if face.skin in SKINS[:4] else PINK
+    pairs = zip(ImageColor.getrgb(face.hair), ImageColor.getrgb(face.skin), strict=True)
+    if sum(abs(a - b) for a, b in pairs) < 85 or face.style == "scarf":  # under a scarf, only the eyebrows show
+        face.hair = INK
+    chances = {"glasses": 0.2, "earrings": 0.2, "lashes": 0.4, "freckles": 0.2, "beard": 0.5, "bow": 0.4}
+    vars(face).update({name: rng.random() < chance for name, chance in chances.items()})
+    face.beard = face.beard and face.style in ("short", "quiff", "bald", "beanie")
+    face.left, face.top, face.zoom = vary(0.485, 0.515), vary(0.51, 0.54), vary(0.96, 1.04)
+    face.w, face.h = vary(0.255, 0.29), vary(0.29, 0.315)
+    face.eye_x, face.eye_y = vary(0.118, 0.13), vary(0.02, 0.04)
+    face.eye_w, face.eye_h = vary(0.075, 0.085), vary(0.084, 0.1)
+    face.gaze_x, face.gaze_y = vary(-0.016, 0.016), vary(-0.012, 0.012)
+    face.brow_y, face.mouth_y = vary(-0.11, -0.08), vary(0.165, 0.185)
+    face.mouth_w, face.nose = vary(0.8, 1.1), vary(0.022, 0.034)
+    return face
+
+
+class Canvas:
+    """A square image on which ovals are drawn around the middle of a face, which is at 0, 0; the image's side is 1."""
+
+    def __init__(self, side, face):
+        self.image = Image.new("RGB", (side, side), face.backdrop)
+        self.draw = ImageDraw.Draw(self.image, "RGBA")  # in this mode, transparent colours blend with what is below
+        self.side, self.left, self.top, self.zoom = side, face.left, face.top, face.zoom
+
+    def oval(self, x, y, rx, ry, fill, start=0, end=360, line=0, shift=0.0):
+        """Draw an oval (a slice of it in degrees, or its outline) at x and, mirrored, at -x."""
+        for middle in {x, -x}:  # a set, so that x = 0 is drawn once
+            box = (middle + shift - rx, y - ry, middle + shift + rx, y + ry)
+            edges = zip((self.left, self.top) * 2, box, strict=True)
+            box = [self.side * (origin + self.zoom * edge) for origin, edge in edges]
             if line:
-                draw.arc(box, start, end, fill, round(image.width * zoom * line))
+                self.draw.arc(box, start, end, fill, round(self.side * self.zoom * line))
             else:
-                draw.chord(box, start, end, fill)
+                self.draw.chord(box, start, end, fill)
 
+
+def draw_head(canvas, face):
+    """Draw what is behind the head, the neck, the ears and the head."""
+    oval, w, h = canvas.oval, face.w, face.h
     oval(0, 0, 0.46, 0.46, LIGHT)  # a bright disc sets every hair colour off from the backdrop
-    for x, *shape in BACK_HAIR.get(style, ()):
-        oval(x * w, *shape, hair)
-    oval(0, 0.54, 0.37, 0.2, shirt)
+    for x, *shape in BACK_HAIR.get(face.style, ()):
+        oval(x * w, *shape, face.hair)
+    oval(0, 0.54, 0.37, 0.2, face.shirt)
     oval(0, 0.36, 0.15, 0.1, LIGHT)  # collar
-    for color in (skin, SHADE):
+    for color in (face.skin, SHADE):
         oval(0, 0.33, 0.11, 0.1, color)  # neck
-    oval(w, 0.05, 0.05, 0.065, skin)  # ears
+    oval(w, 0.05, 0.05, 0.065, face.skin)  # ears
     oval(w, 0.05, 0.025, 0.035, SHADE)
-    if earrings:
+    if face.earrings:
         oval(w + 0.01, 0.135, 0.027, 0.027, GOLD)
-    if style == "scarf":
-        oval(0, 0, w * 1.22, h * 1.14, hat)
-        oval(0, 0.36, 0.24, 0.16, hat)
-    elif style != "bald":
-        oval(0, -0.05, w * 1.1, h * 1.02, hair)
-    oval(0, 0.02, w * 1.01, h, hair if beard else skin)  # chin
-    oval(0, -0.04, w, h * 0.93, skin)
+    if face.style == "scarf":
+        oval(0, 0, w * 1.22, h * 1.14, face.hat)
+        oval(0, 0.36, 0.24, 0.16, face.hat)
+    elif face.style != "bald":
+        oval(0, -0.05, w * 1.1, h * 1.02, face.hair)
+    oval(0, 0.02, w * 1.01, h, face.hair if face.beard else face.skin)  # chin
+    oval(0, -0.04, w, h * 0.93, face.skin)
 
+
+def draw_features(canvas, face):
+    """Draw cheeks, freckles, nose, mouth, eyebrows, eyes and lashes."""
+    oval, eye_x, eye_y, eye_w, eye_h = canvas.oval, face.eye_x, face.eye_y, face.eye_w, face.eye_h
     oval(0.165, 0.135, 0.055, 0.04, BLUSH)
-    for x in (0.125, 0.165, 0.205) if freckles else ():
+    for x in (0.125, 0.165, 0.205) if face.freckles else ():
         oval(x, 0.14, 0.013, 0.013, SHADE)
-    oval(0, 0.1, nose, nose * 0.8, SHADE)
-    for y, rx, ry, color, *arc in mouth:
-        oval(0, mouth_y + y, rx * mouth_w, ry, color or lips, *arc)
-    for color in (hair, SHADE):
-        oval(eye_x, brow_y, 0.065, 0.045, color, 215, 325, 0.03)
+    oval(0, 0.1, face.nose, face.nose * 0.8, SHADE)
+    for y, rx, ry, color, *arc in face.mouth:
+        oval(0, face.mouth_y + y, rx * face.mouth_w, ry, color or face.lips, *arc)
+    for color in (face.hair, SHADE):
+        oval(eye_x, face.brow_y, 0.065, 0.045, color, 215, 325, 0.03)
     oval(eye_x, eye_y + 0.01, eye_w, eye_h, WHITE)
-    oval(eye_x, eye_y + gaze_y + 0.014, 0.056, 0.062, iris, shift=gaze_x)
-    oval(eye_x, eye_y + gaze_y + 0.014, 0.037, 0.041, INK, shift=gaze_x)
-    oval(eye_x, eye_y + gaze_y - 0.01, 0.02, 0.02, WHITE, shift=gaze_x + 0.02)
+    oval(eye_x, eye_y + face.gaze_y + 0.014, 0.056, 0.062, face.iris, shift=face.gaze_x)
+    oval(eye_x, eye_y + face.gaze_y + 0.014, 0.037, 0.041, INK, shift=face.gaze_x)
+    oval(eye_x, eye_y + face.gaze_y - 0.01, 0.02, 0.02, WHITE, shift=face.gaze_x + 0.02)
     oval(eye_x, eye_y, eye_w + 0.005, eye_h + 0.005, INK, 195, 345, 0.027)
-    if lashes:
+    if face.lashes:
         oval(eye_x + eye_w, eye_y - 0.035, 0.024, 0.018, INK)
 
-    if style == "beanie":
-        oval(0, -0.09, w * 1.12, h * 0.95, hat, 190, 350)
-        for color in (hat, LIGHT):
+
+def draw_hair_and_hats(canvas, face):
+    """Draw what is in front of the head: hair or a beanie, a bow, glasses."""
+    oval, w, h = canvas.oval, face.w, face.h
+    if face.style == "beanie":
+        oval(0, -0.09, w * 1.12, h * 0.95, face.hat, 190, 350)
+        for color in (face.hat, LIGHT):
             oval(0, -0.14, w * 1.14, 0.055, color)
             oval(0, -h - 0.1, 0.07, 0.07, color)
-    elif style not in ("bald", "scarf"):
-        for start, end in fringe:
-            oval(0, -0.05, w * 1.1, h * 1.02, hair, start, end)
-        for x in (0.05, 0.14) if fringe == FRINGES[0] else ():
-            oval(x, -0.145, 0.065, 0.045, hair)  # a straight fringe gets a wavy edge
+    elif face.style not in ("bald", "scarf"):
+        for start, end in face.fringe:
+            oval(0, -0.05, w * 1.1, h * 1.02, face.hair, start, end)
+        for x in (0.05, 0.14) if face.fringe == FRINGES[0] else ():
+            oval(x, -0.145, 0.065, 0.045, face.hair)  # a straight fringe gets a wavy edge
         oval(0, -0.05, w * 0.85, h * 0.8, LIGHT, 215, 245, 0.03)
-    if bow and style in ("bob", "long", "curly", "bun"):
-        oval(0.06, -h - 0.05, 0.065, 0.055, hat)
+    if face.bow and face.style in ("bob", "long", "curly", "bun"):
+        oval(0.06, -h - 0.05, 0.065, 0.055, face.hat)
         oval(0, -h - 0.05, 0.035, 0.035, SHADE)
-    if glasses:
-        oval(eye_x, eye_y + 0.01, 0.115, 0.115, INK, line=0.026)
-    return image.reduce(factor)
+    if face.glasses:
+        oval(face.eye_x, face.eye_y + 0.01, 0.115, 0.115, INK, line=0.026)
 
 
 class Cartoons(Source):

@@ -33,9 +33,9 @@ def init_distributed(hours=6):
 def run_and_exit(main):
     """Exit with the code that main() returns; in a job, leave it first.
 
-    A thread of gloo's still drops its tensors when a collective has returned, and needs the interpreter for that. If the
-    interpreter is shutting down, the thread aborts the process with exit code 134 (pytorch issue 190489). Destroying the
-    process group waits for these threads. A process that failed waits for nobody: NCCL would wait for ever.
+    When a collective has returned, a thread of gloo's still drops its tensors, for which it needs the interpreter. If
+    that is shutting down, the thread aborts the process with exit code 134 (pytorch issue 190489). Destroying the
+    process group waits for such threads. A process that failed waits for nobody, since NCCL could wait for ever.
     """
     try:
         code = main()

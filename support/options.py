@@ -40,6 +40,14 @@ def build_parser(description, datasets):
     add("--netG", metavar="FILE", help="weights of a generator to start from, with new optimizers")
     add("--netD", metavar="FILE", help="weights of a discriminator to start from, with new optimizers")
 
+    add_training_options(parser)
+    return parser
+
+
+def add_training_options(parser):
+    """Add the options of training, of the device and of the run folder."""
+    count, default = number(int, 1), "(default: %(default)s)"
+
     add = parser.add_argument_group("training").add_argument
     add("--niter", type=count, default=25, metavar="N", help=f"epochs, with those of a resumed run {default}")
     add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"images a step {default}")
@@ -71,7 +79,6 @@ def build_parser(description, datasets):
         help="measure FID with N samples at each checkpoint (off: 0)",
     )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
-    return parser
 
 
 def parse_options(parser, argv, world_size):

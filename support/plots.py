@@ -11,8 +11,8 @@ from support.files import write_atomically
 MAX_FRAMES = 60  # of the animation
 CURVES = (  # subplot, column of the log, colour, legend
     (0, "loss_D", "tab:orange", "loss of D"),
-    (0, "loss_D_real", "tab:olive", "its part on real images"),
-    (0, "loss_D_fake", "tab:pink", "its part on generated images"),
+    (0, "loss_D_real", "tab:olive", "loss of D on real images"),
+    (0, "loss_D_fake", "tab:pink", "loss of D on generated images"),
     (0, "loss_G", "tab:blue", "loss of G"),
     (1, "D_x", "tab:green", "D(x)"),
     (1, "D_G_z1", "tab:red", "D(G(z)) before D's update"),
@@ -48,7 +48,7 @@ def plot_losses(path, rows, steps_per_epoch):
     from matplotlib.figure import Figure
 
     measured = [(row["step"] / steps_per_epoch, row["fid"]) for row in rows if "fid" in row]
-    figure = Figure(figsize=(10, 10 if measured else 7), layout="constrained")
+    figure = Figure(figsize=(12, 10 if measured else 7), layout="constrained")
     axes = figure.subplots(3 if measured else 2, sharex=True)
     if measured:
         axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
@@ -60,7 +60,7 @@ def plot_losses(path, rows, steps_per_epoch):
     axes[-1].set(xlabel="epochs")
     for axis in axes:
         axis.grid(alpha=0.3)
-        axis.legend(loc="center right" if axis is axes[1] else "upper right")  # D(x) is often near 1
+        axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
     write_atomically(path, lambda file: FigureCanvasAgg(figure).print_png(file), sync=False)
 
 
