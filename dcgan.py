@@ -245,7 +245,7 @@ def train(run):
 
             # Save and measure
             if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
-                save(run, whole or args.dry_run)
+                save(run, whole or args.dry_run, last=stopped or run.epoch == args.niter)
                 if run.fid_meter and (whole or args.dry_run):
                     measure_fid(run, lambda: stop.received)
             signum = distributed.all_reduce_max(stop.received)  # it may have come meanwhile
@@ -290,7 +290,7 @@ def add_log_row(run, means, bar):
         tqdm.write(HINT, sys.stderr)
 
 
-def save(run, whole):
+def save(run, whole, last):
     """Save a checkpoint, and at the end of a `whole` epoch weights and samples, without waiting for the disk.
 
     Raises UserError, before anything is written, if a weight is not finite; and what the save before raised.
@@ -304,7 +304,7 @@ def save(run, whole):
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
         samples = generate_images(trainer.sampling_generator, z) if whole else None
         rows = list(run.log.rows)
-        run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch)
+        run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch, last)
 
 
 def checkpoint_of(run):

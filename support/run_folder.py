@@ -1,7 +1,9 @@
 """The folder of one run: who may write into it, and its files, each complete or absent."""
 
 import json
+import math
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +14,8 @@ from support.errors import UserError, error_text
 from support.files import check_writable, try_lock, write_atomically
 from support.plots import plot_losses, save_grid
 from support.weights import read_file
+
+PLOT_SECONDS = 30  # at least, from one plot to the next
 
 
 class RunFolder:
@@ -26,7 +30,7 @@ class RunFolder:
         self.skipped = self.path / "skipped.txt"
         self.newest_is_intact = True
         self.thread, self.task = ThreadPoolExecutor(1), None
-        self.failed_decoration = set()
+        self.plotted, self.failed_decoration = -math.inf, set()
 
     def check_free(self, resume):
         """Raise UserError if a run could not be written here, or would overwrite another."""
@@ -88,10 +92,11 @@ class RunFolder:
         write_atomically(self.newest, lambda file: torch.save(state, file), keep=keep)
         self.newest_is_intact = True
 
-    def save(self, state, samples, rows, steps_per_epoch):
-        """Write a checkpoint and the plot of the log's `rows`; with `samples`, also the weights and grid of an epoch.
+    def save(self, state, samples, rows, steps_per_epoch, last):
+        """Write the checkpoint `state` and plot the log's `rows`; with `samples`, also an epoch's weights and grid.
 
-        state: the checkpoint. samples: uint8 images (N, nc, s, s) at the end of an epoch, otherwise None.
+        samples: uint8 images (N, nc, s, s), or None. last: plot even if that was done less than PLOT_SECONDS ago. (A
+        plot takes half a second of Python, in which training often waits for the interpreter.)
         """
         if samples is not None:
             epoch = state["epoch"] - (state["step"] == 0)
@@ -100,7 +105,9 @@ class RunFolder:
                     self.save_weights(f"{name}_epoch_{epoch}", state[name])
             self.decorate(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
         self.save_checkpoint(state)
-        self.decorate(plot_losses, "losses.png", rows, steps_per_epoch)
+        if last or time.monotonic() - self.plotted > PLOT_SECONDS:
+            self.decorate(plot_losses, "losses.png", rows, steps_per_epoch)
+            self.plotted = time.monotonic()
 
     def load_checkpoint(self, warn=True):
         """Return the newest intact checkpoint, or None if there is none. Raises UserError if none can be read."""

@@ -1,8 +1,14 @@
 import signal
+import urllib.error
+import urllib.request
 
 import pytest
 import torch
-from helpers import RUN, finish, start
+from helpers import FOLDER, RUN, SIZE, finish, start, write_images
+from torchvision import datasets
+
+from models import Generator, set_batch_norm_statistics, weights_init
+from support.latents import latents
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
 
@@ -21,3 +27,38 @@ def unbroken(tmp_path_factory):
     base = tmp_path_factory.mktemp("unbroken")
     finish(start(base / "run", "dcgan.py", *RUN))
     return base / "run" / "out"
+
+
+@pytest.fixture
+def isolated(tmp_path, monkeypatch):
+    """No network, the user's cache folder in tmp_path, and an empty working directory."""
+
+    def offline(*_, **__):
+        raise urllib.error.URLError("no network")
+
+    (tmp_path / "cwd").mkdir()
+    monkeypatch.chdir(tmp_path / "cwd")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(urllib.request, "urlopen", offline)
+    monkeypatch.setattr(datasets, "CelebA", offline)
+
+
+@pytest.fixture
+def weights_file(tmp_path):
+    """A file of generator weights whose images use the whole range and change slowly with the latent vector."""
+    netG = Generator(12, 8, 3, SIZE)
+    torch.manual_seed(0)
+    netG.apply(weights_init)
+    set_batch_norm_statistics(netG, [latents(range(64), netG.nz)])
+    netG.main[-2].weight.data.mul_(4)
+    torch.save(netG.state_dict(), tmp_path / "netG.pth")
+    return tmp_path / "netG.pth"
+
+
+@pytest.fixture(scope="session")
+def few_steps(tmp_path_factory):
+    """The options of a run over 96 images: 2 epochs of 3 steps, each in a row of the log."""
+    folder = tmp_path_factory.mktemp("few")
+    write_images(folder, *(f"{i}.png" for i in range(96)))
+    options = "--workers 0 --batchSize 32 --niter 2 --log-every 1 --manualSeed 3"
+    return [*FOLDER, "--dataroot", folder, *options.split()]

@@ -1,8 +1,10 @@
 """What several test files share: runs of the two programs, small networks and images, comparisons, references."""
 
+import contextlib
 import csv
 import hashlib
 import io
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -13,17 +15,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 from torch import nn
 from torchvision import transforms
 
 import dcgan
-from models import Discriminator, Generator
+import generate
+from data import load_images
+from models import Discriminator, Generator, generate_images, load_generator
+from support.cpu_convolutions import as_matmul
+from support.errors import UserError
+from support.latents import latents
+from training import Trainer, TrainerSettings
 
 ROOT = Path(__file__).parents[1]
 IMAGES, BATCH, EPOCHS = 1000, 16, 3  # of RUN: 63 steps an epoch, the last with 8 images
 SMALL = "--dataset fake --imageSize 16 --nz 10 --ngf 8 --ndf 8"
 RUN = f"{SMALL} --workers 0 --log-every 20 --manualSeed 3 --batchSize {BATCH} --niter {EPOCHS}".split()
+FOLDER = SMALL.replace("fake", "folder").split()
 EXACT = ("netG", "netD", "netG_ema", "optimizerG", "optimizerD", "noise", "steps", "epoch", "step")
 NZ, SIZE = 10, 16  # of `networks`
 
@@ -58,10 +67,41 @@ def wait_for(condition, process):
     pytest.fail("nothing happened for a minute")
 
 
+def children(pid):
+    """Return the process ids of a process's children."""
+    found = []
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):  # a thread that has ended; another has its children now
+            found += map(int, path.read_text().split())
+    return sorted(found)
+
+
+def is_alive(pid):
+    """Return whether a process runs: it exists, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
+    except OSError:
+        return False
+
+
 def run_dcgan(folder, *arguments):
     """Run dcgan.py in this process with `folder` as its run folder; return its exit code."""
     cache = [] if "--cache" in arguments else ["--cache", folder.parent / "cache" / "dcgan"]
     return dcgan.main([str(argument) for argument in ("--outf", folder, *cache, *arguments)])
+
+
+def run_generate(path, *arguments):
+    """Run generate.py in this process with the weights `path`; return its output folder, "generated" beside them."""
+    folder = path.parent / "generated"
+    generate.main([str(argument) for argument in ("--load_path", path, "--outf", folder, *arguments)])
+    return folder
+
+
+def fork(function, *arguments, **options):
+    """Call a function in a forked process; return the process, whose exit code is 1 if the function raises."""
+    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
+    process.start()
+    return process
 
 
 def assert_refused(call, capsys, words):
@@ -130,6 +170,16 @@ def random_batches(count, size=6, seed=3):
     """Return `count` batches of uint8 images, (size, 3, SIZE, SIZE)."""
     draw = torch.Generator().manual_seed(seed)
     return [torch.randint(0, 256, (size, 3, SIZE, SIZE), dtype=torch.uint8, generator=draw) for _ in range(count)]
+
+
+def small_trainer(seed=0, **settings):
+    """Return a Trainer of `networks`, in fp32 with two innermost layers of each multiplied, as in wider networks."""
+    settings = TrainerSettings(**({"lr": 0.002, "ema": 0.9, "seed": 7} | settings))
+    trainer = Trainer(*networks(seed), torch.device("cpu"), settings)
+    if settings.precision == "fp32" and not settings.compile:
+        for net, place in ((trainer.netG, 3), (trainer.netD, 2)):
+            net.main[place] = as_matmul(net.main[place])
+    return trainer
 
 
 def randomised(net, seed=0):
@@ -203,18 +253,57 @@ def contents(images):
     return sorted(row.numpy().tobytes() for batch in images.batches(4, seed=0, epoch=0) for row in batch)
 
 
-def epoch_of(images, batch_size=4, seed=1, epoch=0, start=0):
-    return [batch.numpy().copy() for batch in images.batches(batch_size, seed, epoch, start)]
+def epoch_of(images, batch_size=4, seed=1, epoch=0, start=0, **process):
+    return [batch.numpy().copy() for batch in images.batches(batch_size, seed, epoch, start, **process)]
+
+
+def assert_cannot_load(*parts, **options):
+    """Check that load_images raises a UserError of one line that has all `parts` in it."""
+    with pytest.raises(UserError) as caught:
+        load_images(image_size=16, **options)
+    assert "\n" not in str(caught.value)
+    assert [part for part in parts if str(part) not in str(caught.value)] == []
+
+
+def image_of(path, seed):
+    """Return the image of one seed, generated alone from the weights `path`, as an array (SIZE, SIZE, 3)."""
+    netG = load_generator(path)
+    return generate_images(netG, latents([seed], netG.nz))[0].permute(1, 2, 0).numpy()
+
+
+def tile(grid, row, column):
+    """Return an image of SIZE x SIZE in a grid of images."""
+    top, left = 2 + row * (SIZE + 2), 2 + column * (SIZE + 2)  # make_grid puts 2 pixels between
+    return np.asarray(grid)[top : top + SIZE, left : left + SIZE]
 
 
 def write_lmdb(folder, images):
-    """Write PIL images as a database of LSUN."""
+    """Write PIL images, or bytes instead of an image, as a database of LSUN."""
     import lmdb
 
     folder.mkdir(parents=True)
     with lmdb.open(str(folder), map_size=1 << 22) as base, base.begin(write=True) as transaction:
         for image in images:
-            image.save(file := io.BytesIO(), "PNG")
-            key = hashlib.sha1(file.getvalue()).hexdigest()  # as LSUN has it
-            transaction.put(key.encode(), file.getvalue())
+            content = image
+            if isinstance(image, Image.Image):
+                image.save(file := io.BytesIO(), "PNG")
+                content = file.getvalue()
+            transaction.put(hashlib.sha1(content).hexdigest().encode(), content)  # the key that LSUN uses
     (folder / "lock.mdb").unlink()
+
+
+def write_ghostscript_trap(folder, monkeypatch):
+    """Put a program `gs` on the PATH that writes the file it returns; return that path and an EPS image, bytes."""
+    marker, program = folder / "ghostscript-was-here", folder / "bin" / "gs"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\ntouch "{marker}"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)  # Pillow looks for it once
+    noise().save(file := io.BytesIO(), "EPS")
+    with contextlib.suppress(OSError):  # that it writes no image
+        Image.open(io.BytesIO(file.getvalue())).load()
+    assert marker.exists()  # the trap works
+    marker.unlink()
+    monkeypatch.setattr(EpsImagePlugin, "gs_binary", None)
+    return marker, file.getvalue()
