@@ -23,7 +23,7 @@ from data import SOURCES, PreparedImages, load_images
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
 from support import accelerator, distributed
 from support.cli import protect_output
-from support.errors import UserError
+from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
 from support.options import KEPT, build_parser, parse_options
@@ -46,6 +46,7 @@ class Run:
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the next epoch
+    fid_before: int = 0  # samples of each FID in the log
     hinted: bool = False
 
     def __post_init__(self):
@@ -118,7 +119,9 @@ def set_up(args, checkpoint):
     # Run folder
     log = Log(RunFolder(args.outf).path / "log.csv", StepResult._fields)
     run = Run(args, images, trainer, RunFolder(args.outf), log, fid_meter)
-    run.epoch, run.step = (checkpoint["epoch"], checkpoint["step"]) if checkpoint else (0, 0)
+    if checkpoint:
+        run.epoch, run.step = checkpoint["epoch"], checkpoint["step"]
+        run.fid_before = checkpoint["options"].get("fid", 0)
     open_folder(run, checkpoint)
     if rank == 0:
         describe(run, resumed=checkpoint is not None)
@@ -177,7 +180,7 @@ def prepare_images(args):
     if len(set(counts)) > 1:
         raise UserError(f"--dataroot {args.dataroot}: the processes find different numbers of images: {counts}")
     if len(images) < world_size:
-        raise UserError(f"--ngpu {world_size}: there are only {len(images)} images, less than one for each process")
+        raise UserError(f"--ngpu: {world_size} processes are too many for {counted(len(images), 'image')}")
     return images
 
 
@@ -309,7 +312,7 @@ def save(run, whole, last):
 
 def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
-    options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.args.fid_before}
+    options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.fid_before}
     position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
     return run.trainer.state_dict() | position | {"options": options}
 
@@ -334,13 +337,13 @@ def warn_skipped(run):
 
     With several processes, all must call it: where images are decoded at every use, each knows its own.
     """
-    everything = {"images": [each for reports in distributed.all_gather_object(run.images.skipped) for each in reports]}
-    everything["folders"] = run.images.unlisted
+    everything = {"image": [each for reports in distributed.all_gather_object(run.images.skipped) for each in reports]}
+    everything["folder"] = run.images.unlisted
     for kind, reports in everything.items() if run.rank == 0 else ():
         new = [report for report in dict.fromkeys(reports) if report not in run.reported]
         if new:
             names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")
-            tqdm.write(f"warning: {len(new)} {kind} that cannot be read were left out: {names}", sys.stderr)
+            tqdm.write(f"warning: skipped {counted(len(new), kind)} that cannot be read: {names}", sys.stderr)
             run.reported.update(new)
             run.folder.add_skipped(new)
 

@@ -65,6 +65,9 @@ def main(argv=None):
         netG = load_generator(path).to(device)
         if netG.nc not in (1, 3):
             raise UserError(f"{args.load_path} generates images of {netG.nc} channels; PNG files have 1 or 3")
+        for option, least in (("interpolate", 2), ("explore", 3)):
+            if getattr(args, option) and netG.nz < least:
+                raise UserError(f"--{option} needs a generator with latent vectors of length {least} or more")
         check_writable(outf)
         outf.mkdir(parents=True, exist_ok=True)
         written = write_all(netG, args, outf)

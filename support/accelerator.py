@@ -109,7 +109,7 @@ class CapturedStep:
     """A Trainer's step for batches of one shape on a CUDA device, as one CUDA graph: one launch instead of hundreds.
 
     The first WARM_UP calls run `trainer.eager_step` as it is. The next captures it, which executes nothing, and replays
-    the graph, as all later calls do. Where it cannot be captured, it warns once and goes on with eager steps.
+    the graph, as all later calls do. Where it cannot be captured, it warns once and continues with eager steps.
     """
 
     def __init__(self, trainer):

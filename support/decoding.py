@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
-from support.errors import UserError, error_text
+from support.errors import UserError, counted, error_text
 
 
 def prepare(image, image_size, nc):
@@ -134,5 +134,5 @@ def check_skipped(skipped, total):
     """Raise UserError if more than half of `total` images could not be read."""
     if len(skipped) > total / 2:
         raise UserError(
-            f"{len(skipped)} of {total} images cannot be read, the first: {skipped[0]}; is this the right folder?"
+            f"{len(skipped):,} of {counted(total, 'image')} cannot be read, first {skipped[0]}; is this the right folder?"
         )

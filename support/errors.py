@@ -1,4 +1,4 @@
-"""The error that a user can mend, and errors as one line of text."""
+"""The error that a user can mend, and texts for messages."""
 
 import textwrap
 
@@ -10,3 +10,8 @@ class UserError(ValueError):
 def error_text(error):
     """Return an exception's message as one line of at most about 200 characters."""
     return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+
+
+def counted(number, noun):
+    """Return "1 image" or "2 images"."""
+    return f"{number:,} {noun}" + "s" * (number != 1)

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from support.errors import UserError
 from support.files import write_atomically
 from support.latents import SEEDS, latents
 
@@ -38,8 +37,6 @@ def write_explorer(netG, generate, manual_seed, outf):
 
     generate: a function of (netG, z) that returns uint8 images. Returns the name of the file.
     """
-    if netG.nz < 3:
-        raise UserError(f"--explore needs latent vectors of length 3 or more; this generator's have {netG.nz}")
     across = min(17, max(5, 2304 // netG.image_size)) // 2 * 2 + 1  # an odd number
     sheets = []
     for seed in range(manual_seed, manual_seed + PLANES):

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from support.decoding import check_skipped
-from support.errors import UserError, error_text
+from support.errors import UserError, counted, error_text
 from support.files import locked
 
 CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
@@ -58,7 +58,7 @@ def build_cache(images, path, workers):
 def write_cache(images, path, workers):
     total, skipped, count = len(images), [], 0
     size = total * math.prod(images.shape) / 1e6
-    print(f"preparing {total:,} images, once, into {path} ({size:,.0f} MB)")
+    print(f"preparing {counted(total, 'image')}, once, into {path} ({size:,.0f} MB)")
     chunk = max(1, CHUNK // images.image_size**2)
     chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}.part") for kind in (".npy", ".json"))

@@ -31,7 +31,11 @@ def build_parser(description, datasets):
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
     add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 RGB (default for mnist: 1, otherwise: 3)")
     add("--workers", type=number(int, 0), default=2, metavar="N", help=f"processes that decode images {default}")
-    add("--cache", metavar="DIR", help='folder for prepared images; "none" decodes them every time')
+    add(
+        "--cache",
+        metavar="DIR",
+        help='folder for prepared images; "none" decodes them every time (default: user cache)',
+    )
 
     add = parser.add_argument_group("networks").add_argument
     add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
@@ -49,8 +53,15 @@ def add_training_options(parser):
     count, default = number(int, 1), "(default: %(default)s)"
 
     add = parser.add_argument_group("training").add_argument
-    add("--niter", type=count, default=25, metavar="N", help=f"epochs, with those of a resumed run {default}")
-    add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"images a step {default}")
+    add("--niter", type=count, default=25, metavar="N", help=f"total number of epochs {default}")
+    add(
+        "--batchSize",
+        dest="batch_size",
+        type=count,
+        default=128,
+        metavar="N",
+        help=f"total batch size {default}",
+    )
     add("--lr", type=number(float, 0), default=0.0002, help=f"learning rate {default}")
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
@@ -60,11 +71,18 @@ def add_training_options(parser):
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
-    add("--ngpu", type=count, default=1, metavar="N", help=f"GPUs, or processes without --cuda {default}")
+    add("--ngpu", type=count, default=1, metavar="N", help=f"number of GPUs; without --cuda, of processes {default}")
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
-    precision = "bf16 (default on a GPU that has it) or fp32, which on a GPU is TF32 in convolutions"
+    precision = (
+        "of the networks; on NVIDIA, fp32 convolutions use TF32 (default: bf16 on a GPU that has it, otherwise fp32)"
+    )
     add("--precision", choices=("fp32", "bf16"), help=precision)
-    add("--compile", action=argparse.BooleanOptionalAction, default=False, help="compile the networks; takes a minute")
+    add(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        default=False,
+        help="compile the networks, which takes a minute (default: no)",
+    )
 
     add = parser.add_argument_group("run folder").add_argument
     add("--outf", default="out", metavar="DIR", help=f"folder for weights, checkpoints, images, log {default}")
@@ -76,7 +94,7 @@ def add_training_options(parser):
         type=number(int, 0),
         default=0,
         metavar="N",
-        help="measure FID with N samples at each checkpoint (off: 0)",
+        help="measure FID with N samples at each checkpoint; needs torchmetrics; off: 0",
     )
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
 
@@ -102,7 +120,6 @@ def parse_options(parser, argv, world_size):
             check_image_size(args.image_size)
         except UserError as error:
             raise UserError(f"--imageSize: {error}") from None
-        args.fid_before = checkpoint["options"].get("fid") if checkpoint else 0
         args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)

@@ -5,6 +5,7 @@ import sys
 import torch
 
 from support.accelerator import emulates_bfloat16
+from support.errors import counted
 
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
@@ -19,14 +20,15 @@ def describe(run, resumed):
     for name, value in vars(args).items():
         print(f"  {name:12} {value}")
     sizes = [f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in trainer.networks().items()]
-    print(f"{len(run.images):,} images; device {device}; parameters: {', '.join(sizes[:2])}")
+    print(f"{counted(len(run.images), 'image')}; device {device}; parameters: {', '.join(sizes[:2])}")
     if device.type == "cpu" and torch.accelerator.is_available():
         print(f"note: an accelerator is present ({torch.accelerator.current_accelerator()}); --accel would use it")
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if run.world_size > 1:
         captured = "" if device.type == "cpu" else "; their steps are not captured as CUDA graphs"
-        print(f"{run.world_size} processes with {args.batch_size // run.world_size} images each a step{captured}")
+        share = counted(args.batch_size // run.world_size, "image")
+        print(f"{run.world_size} processes with {share} each a step{captured}")
     if args.precision == "bf16" and emulates_bfloat16(device):
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if len(run.images) < args.batch_size:

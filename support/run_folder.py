@@ -134,7 +134,7 @@ class RunFolder:
         except Exception as error:  # a backend, a font or a disk: training goes on without the plot
             if draw not in self.failed_decoration:
                 self.failed_decoration.add(draw)
-                tqdm.write(f"warning: {name} is not drawn ({error_text(error)}); the run goes on", sys.stderr)
+                tqdm.write(f"warning: {name} is not drawn ({error_text(error)}); training continues", sys.stderr)
 
     def in_background(self, function, *arguments):
         """Call function(*arguments) in the thread when the task before is done. Raises what that task raised."""

@@ -2,7 +2,6 @@
 
 import torch
 
-from support.errors import UserError
 from support.files import write_atomically
 from support.latents import latents
 from support.plots import save_grid, to_pil
@@ -14,7 +13,7 @@ def slerp(a, b, t):
     """Return the points on the great circle from a to b, each (nz,), at the positions t in [0, 1]: (len(t), nz).
 
     Unlike those on a straight line, they are as far from the origin as the latent vectors that G has learned from
-    (White 2016, arXiv:1609.04468). At t = 0 the result is a, bit for bit.
+    (White 2016, arXiv:1609.04468).
     """
     angle = torch.acos((torch.dot(a, b) / (a.norm() * b.norm())).clamp(-1, 1))
     t = torch.as_tensor(t)[:, None]
@@ -26,8 +25,6 @@ def write_walk(netG, generate, count, manual_seed, outf):
 
     generate: a function of (netG, z) that returns uint8 images. Returns the names of the files.
     """
-    if netG.nz < 2:
-        raise UserError(f"--interpolate needs latent vectors of length 2 or more; this generator's have {netG.nz}")
     ends = latents(range(manual_seed, manual_seed + count), netG.nz)
     t = [i / STEPS for i in range(STEPS)]
     z = torch.cat([torch.cat([a[None], slerp(a, b, t[1:])]) for a, b in zip(ends, ends.roll(-1, 0), strict=True)])
