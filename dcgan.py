@@ -306,7 +306,7 @@ def save(run, whole, last):
     if run.rank == 0:
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
         samples = generate_images(trainer.sampling_generator, z) if whole else None
-        rows = list(run.log.rows)
+        rows = [dict(row) for row in run.log.rows]
         run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch, last)
 
 
@@ -328,7 +328,7 @@ def measure_fid(run, stopped=lambda: False):
         run.folder.save_weights("netG_best", accelerator.copy_to_cpu(dict(netG.state_dict())))
     run.log.add_distance(distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
-    rows = list(run.log.rows)
+    rows = [dict(row) for row in run.log.rows]
     run.folder.in_background(run.folder.decorate, plot_losses, "losses.png", rows, run.steps_per_epoch)
 
 

@@ -43,8 +43,8 @@ def draw_groups(columns, results):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = max(map(len, columns))
-    figure = Figure(figsize=(1.5 * len(results), 1.8 * (rows + 1)), layout="constrained")
+    rows, side = max(map(len, columns)), max(1.5, results[0][0].shape[-1] / 90)  # inches, of 100 pixels each
+    figure = Figure(figsize=(side * len(results), (side + 0.3) * (rows + 1)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows + 1, len(results), squeeze=False)
     for axis in axes.flat:
@@ -53,5 +53,5 @@ def draw_groups(columns, results):
         bottom_up = [results[column], *reversed(pairs)]
         for axis, (image, label) in zip(reversed(axes[:, column]), bottom_up, strict=False):
             axis.imshow(to_pil(image), cmap="gray", vmin=0, vmax=255)
-            axis.set_title(label, y=-0.25)
+            axis.set_title(label, y=0, pad=-14)
     return figure

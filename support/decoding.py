@@ -134,5 +134,5 @@ def check_skipped(skipped, total):
     """Raise UserError if more than half of `total` images could not be read."""
     if len(skipped) > total / 2:
         raise UserError(
-            f"{len(skipped):,} of {counted(total, 'image')} cannot be read, first {skipped[0]}; is this the right folder?"
+            f"{len(skipped):,} of {counted(total, 'image')} cannot be read, first {skipped[0]}; is the folder right?"
         )

@@ -52,7 +52,7 @@ def plot_losses(path, rows, steps_per_epoch):
     axes = figure.subplots(3 if measured else 2, sharex=True)
     if measured:
         axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
-        axes[2].set(ylim=(0, 1.25 * max(distance for _, distance in measured)))
+        axes[2].set(ylabel="Fréchet distance", ylim=(0, 1.25 * max(distance for _, distance in measured)))
     for i, column, colour, label in CURVES:
         draw_curve(axes[i], [row for row in rows if column in row], column, steps_per_epoch, color=colour, label=label)
     axes[0].set(ylabel="binary cross-entropy (nats)", ylim=(0, None))

@@ -104,6 +104,17 @@ def fork(function, *arguments, **options):
     return process
 
 
+def run_dcgan_forked(folder, *arguments, **environment):
+    """Be a forked process that runs dcgan.py in the new `folder`; what it says is in the files output and errors."""
+    folder.mkdir()
+    for stream, name in ((1, "output"), (2, "errors")):
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
+    sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115 - as long as the process, and not pytest's
+    os.environ |= {"XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
+    os.chdir(folder)
+    sys.exit(dcgan.main([str(argument) for argument in arguments]))
+
+
 def assert_refused(call, capsys, words):
     """Check that the call ends with 2 and one line on standard error that holds `words`."""
     try:
