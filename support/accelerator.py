@@ -11,7 +11,13 @@ from support.errors import UserError, error_text
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
 ASSUMED_FREE = 3 << 30  # bytes of an accelerator that does not tell how much memory is free
 WARM_UP = 3  # steps before one is captured: the libraries choose their kernels, and Adam makes its state
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "unable to find an engine", "alloc_failed")
+OUT_OF_MEMORY = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "unable to find an engine",
+    "alloc_failed",
+)
 
 
 def pick_device(cuda, accel, local_rank=0):
@@ -133,7 +139,8 @@ class CapturedStep:
     def capture(self, batch):
         trainer, graph = self.trainer, torch.cuda.CUDAGraph()
         stream, noise = torch.cuda.current_stream(), trainer.noise.get_state()
-        if torch.__version__ < (2, 14):  # later versions register every generator that a capture uses
+        # From PyTorch 2.14 on, a capture registers every generator that it uses.
+        if torch.__version__ < (2, 14) and hasattr(graph, "register_generator_state"):
             graph.register_generator_state(trainer.noise)
         self.batch = torch.empty_like(batch, device=trainer.device)
         self.set_capturable(True)

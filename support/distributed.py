@@ -37,15 +37,17 @@ def run_and_exit(main):
     that is shutting down, the thread aborts the process with exit code 134 (pytorch issue 190489). Destroying the
     process group waits for such threads. A process that failed waits for nobody, since NCCL could wait for ever.
     """
+    together = False
     try:
         code = main()
+        together = code not in (1, 2)
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
     if dist.is_available() and dist.is_initialized():
-        if code in (1, 2):
+        if not together:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
         dist.destroy_process_group()
@@ -137,6 +139,10 @@ def launch_processes(world_size, script, argv):
         except SignalException as stop:
             return 128 + stop.sigval
         except ChildFailedError as failure:
-            code = failure.get_first_failure()[1].exitcode
-            return code if code > 0 else 128 - code  # as a shell reports a process that a signal killed
+            code = min(process.exitcode for process in failure.failures.values())
+            if code > 0:
+                return code
+            program, name = os.path.basename(script), signal.Signals(-code).name
+            print(f"{program}: {name} has killed a process of this job; saved files are intact", file=sys.stderr)
+            return 128 - code  # as a shell reports it
     return 0

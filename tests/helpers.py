@@ -155,6 +155,11 @@ def tensors_of(tree, name=""):
     return {path: t for key, value in items for path, t in tensors_of(value, f"{name}/{key}").items()}
 
 
+def equal(state, other):
+    """Return whether two state dicts are equal bit for bit."""
+    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
+
+
 def assert_same(state, expected):
     """Check that two nested states are equal bit for bit."""
     state, expected = tensors_of(state), tensors_of(expected)

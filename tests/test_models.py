@@ -5,7 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
-from helpers import public_discriminator, public_generator, randomised
+from helpers import equal, public_discriminator, public_generator, randomised
 from torch import nn
 
 from models import Discriminator, Generator, generate_images, latents, set_batch_norm_statistics
@@ -29,10 +29,6 @@ def public_weights_init(module):
     elif module.__class__.__name__.find("BatchNorm") != -1:
         torch.nn.init.normal_(module.weight, 1.0, 0.02)
         torch.nn.init.zeros_(module.bias)
-
-
-def equal(state, other):
-    return state.keys() == other.keys() and all(torch.equal(state[name], other[name]) for name in state)
 
 
 # Shapes, sizes, counts
