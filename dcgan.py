@@ -36,7 +36,7 @@ from training import StepAverages, StepResult, Trainer, TrainerSettings
 
 @dataclass
 class Run:
-    """All that a run works with, and how far it is."""
+    """All that a run works with, and its progress."""
 
     args: argparse.Namespace
     images: PreparedImages
@@ -46,7 +46,7 @@ class Run:
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the next epoch
-    fid_before: int = 0  # samples of each FID in the log
+    fid_samples: int = 0  # of each FID in the log
     hinted: bool = False
 
     def __post_init__(self):
@@ -59,7 +59,10 @@ class Run:
 
 
 def main(argv=None):
-    """Train as the command line `argv` asks. Returns the exit code: 0 done, 1 failed, 2 refused, 128 + a signal."""
+    """Train as the command line `argv` asks. Returns the exit code: 0 done, 1 failed, 2 refused, 128 + a signal.
+
+    Raises SystemExit for a bad option. From now on, SIGTERM exits with 143.
+    """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts
     parser = build_parser(__doc__.splitlines()[0], SOURCES)
     args, in_training = None, False
@@ -105,7 +108,7 @@ def set_up(args, checkpoint):
     # Networks and images
     netG, netD = build_networks(args)
     images = prepare_images(args)
-    accelerator.tune_device(device)  # after decoding, whose memory is better returned to the system
+    accelerator.tune_device(device)  # after decoding: from now on, freed memory is kept
 
     # Training state
     trainer = Trainer(netG, netD, device, trainer_settings(args, device, len(images)))
@@ -117,18 +120,15 @@ def set_up(args, checkpoint):
     fid_meter = FidMeter(images, args.fid, device, generate_images) if args.fid and rank == 0 else None
 
     # Run folder
-    log = Log(RunFolder(args.outf).path / "log.csv", StepResult._fields)
-    run = Run(args, images, trainer, RunFolder(args.outf), log, fid_meter)
+    folder = RunFolder(args.outf)
+    run = Run(args, images, trainer, folder, Log(folder.path / "log.csv", StepResult._fields), fid_meter)
     if checkpoint:
         run.epoch, run.step = checkpoint["epoch"], checkpoint["step"]
-        run.fid_before = checkpoint["options"].get("fid", 0)
+        run.fid_samples = checkpoint["options"].get("fid_samples", checkpoint["options"].get("fid", 0))
     open_folder(run, checkpoint)
     if rank == 0:
         describe(run, resumed=checkpoint is not None)
     warn_skipped(run)
-    last = log.rows[-1] if log.rows else {"step": None}
-    if fid_meter and run.step == 0 and last["step"] == trainer.steps and "fid" not in last:
-        measure_fid(run)  # it was stopped before it could, or did not measure until now
     return run
 
 
@@ -156,7 +156,7 @@ def build_networks(args):
 
 
 def check_same_sizes(wanted, loaded, name):
-    """Raise UserError if the `loaded` network has not the sizes of the `wanted` one."""
+    """Raise UserError if the sizes of two networks differ."""
     for size in ("nz", "ngf", "ndf", "nc", "image_size"):
         if getattr(loaded, size, None) != getattr(wanted, size, None):
             has, wants = getattr(loaded, size), getattr(wanted, size)
@@ -211,7 +211,8 @@ def restore(trainer, checkpoint, args, images):
 
 def open_folder(run, checkpoint):
     """Open the run folder and log of rank 0; of a new run, save its first checkpoint and some real images."""
-    args, first = run.args, None if checkpoint else checkpoint_of(run)
+    args = run.args
+    first = None if checkpoint else checkpoint_of(run)  # all processes call it
     if run.rank > 0:
         return
     run.folder.open(checkpoint)
@@ -227,9 +228,15 @@ def open_folder(run, checkpoint):
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args = run.args
-    total, quiet = args.niter * run.images_per_epoch, True if run.rank else None  # None: where there is no terminal
+    total, quiet = (
+        args.niter * run.images_per_epoch,
+        True if run.rank else None,
+    )  # None: quiet where there is no terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=quiet, dynamic_ncols=True)
     signum, stopped = 0, False
+    last = run.log.rows[-1] if run.log.rows else {"step": None}
+    if run.fid_meter and run.step == 0 and last["step"] == run.trainer.steps and "fid" not in last:
+        measure_fid(run)  # the run stopped before it could, or did not measure until now
     with StopSignal(patient=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
         while run.epoch < args.niter and not stopped:
             # Train
@@ -247,12 +254,12 @@ def train(run):
                     sys.stdout.flush()  # for a log file to show it at once
 
             # Save and measure
+            signum = distributed.all_reduce_max(stop.received)  # it may have come since the last step
+            stopped = stopped or bool(signum)
             if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
                 save(run, whole or args.dry_run, last=stopped or run.epoch == args.niter)
                 if run.fid_meter and (whole or args.dry_run):
                     measure_fid(run, lambda: stop.received)
-            signum = distributed.all_reduce_max(stop.received)  # it may have come meanwhile
-            stopped = stopped or bool(signum)
         if run.rank == 0:
             run.folder.wait()
             run.folder.decorate(animate, "progress.gif", args.image_size)
@@ -285,7 +292,7 @@ def train_epoch(run, bar, stop):
 
 
 def add_log_row(run, means, bar):
-    """Add the mean StepResult of some steps to the log, and show it behind the progress bar."""
+    """Add the mean StepResult of some steps to the log, and show it after the progress bar."""
     run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps, "images": run.images_seen()} | means)
     bar.set_postfix_str(bar_text(means))
     if not run.hinted and D_wins(run.log.rows[-HINT_STEPS:]):
@@ -300,7 +307,7 @@ def save(run, whole, last):
     """
     args, trainer = run.args, run.trainer
     processes = 1 if args.sync_bn else run.world_size
-    trainer.refresh_statistics(min(128, args.batch_size // processes))  # batches as batch norm sees them in training
+    trainer.refresh_statistics(min(128, args.batch_size // processes))  # as in training, but at most 128
     trainer.check_finite()
     state = checkpoint_of(run)
     if run.rank == 0:
@@ -312,7 +319,7 @@ def save(run, whole, last):
 
 def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
-    options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.fid_before}
+    options = {name: getattr(run.args, name) for name in KEPT} | {"fid_samples": run.args.fid or run.fid_samples}
     position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
     return run.trainer.state_dict() | position | {"options": options}
 

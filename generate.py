@@ -12,11 +12,11 @@ import torch
 from tqdm import tqdm
 
 from models import generate_images, latents, load_generator
-from support.accelerator import pick_device, tune_device
+from support.accelerator import is_out_of_memory, pick_device, tune_device
 from support.arithmetic import seed_groups, write_arithmetic
 from support.cli import Parser, number, protect_output
 from support.errors import UserError
-from support.explorer import write_explorer
+from support.explorer import PLANES, write_explorer
 from support.files import check_writable
 from support.latents import SEEDS
 from support.plots import save_grid, write_png
@@ -54,12 +54,16 @@ def main(argv=None):
     """Sample as the command line `argv` asks. Exits with 2 if it cannot work, 1 if writing fails, 130 after Ctrl-C."""
     parser = build_parser()
     args = parser.parse_args(argv)
-    outf, seeds = Path(args.outf), max(args.num_output, args.interpolate or 0)
+    outf = Path(args.outf)
+    only_samples = not (args.interpolate or args.arithmetic or args.explore)
+    seeds = args.num_output if only_samples else max(args.interpolate or 0, PLANES if args.explore else 0)
     if args.manual_seed + seeds > SEEDS:
         parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEEDS - 1}, and {seeds} are needed")
     try:
         device = pick_device(args.cuda, args.accel)
         tune_device(device)
+        if args.accel and device.type == "cpu":
+            print("warning: --accel: torch finds no accelerator; this runs on the CPU", file=sys.stderr)
         path = Path(args.load_path)
         path = newest_weights(path, "netG", average=True) if path.is_dir() else path
         netG = load_generator(path).to(device)
@@ -73,6 +77,10 @@ def main(argv=None):
         written = write_all(netG, args, outf)
     except UserError as error:
         parser.error(str(error))
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        parser.exit(1, "generate.py: out of memory; without --cuda it runs on the CPU\n")
     except OSError as error:
         parser.exit(1, f"generate.py: {error}\n")
     except KeyboardInterrupt:

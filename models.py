@@ -110,17 +110,19 @@ def generate_images(netG, z):
 
     An image depends on the weights and on its own latent vector alone, on one device and PyTorch version. A
     convolution's last bits depend on the batch size and on the layout of its weights, so the network always gets
-    batches of one size, padded, in one layout; and on CUDA, kernels are not chosen by timing.
+    batches of one size, padded, in one layout, which its weights keep; and on CUDA, kernels are not chosen by timing.
     """
     device, was_training = next(netG.parameters()).device, netG.training
     block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 images at 64 x 64, fewer of larger ones
     netG.eval().to(memory_format=fastest_layout(device))
     blocks = []
-    with reproducible_kernels():
-        for part in z.flatten(1).split(block):
-            x = netG(F.pad(part, (0, 0, 0, block - len(part))).to(device))[: len(part)]
-            blocks.append(x.mul(127.5).add(127.5).round().to(torch.uint8))  # [-1, 1] to [0, 255]
-    netG.train(was_training)
+    try:
+        with reproducible_kernels():
+            for part in z.flatten(1).split(block):
+                x = netG(F.pad(part, (0, 0, 0, block - len(part))).to(device))[: len(part)]
+                blocks.append(x.mul(127.5).add(127.5).round().to(torch.uint8))  # [-1, 1] to [0, 255]
+    finally:
+        netG.train(was_training)
     return torch.cat(blocks).cpu()
 
 

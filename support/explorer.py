@@ -42,12 +42,10 @@ def write_explorer(netG, generate, manual_seed, outf):
     for seed in range(manual_seed, manual_seed + PLANES):
         images = generate(netG, plane(latents([seed], netG.nz)[0], seed, across))
         sheet = Image.fromarray(make_grid(images, nrow=across, padding=0).permute(1, 2, 0).numpy())
-        file = io.BytesIO()
-        if netG.image_size % 8:  # a block of the JPEG would mix two images
-            sheet.save(file, "png")
-        else:
-            sheet.save(file, "jpeg", quality=88, subsampling=0)
-        sheets.append({"seed": seed, "sheet": base64.b64encode(file.getvalue()).decode()})
+        file, kind = io.BytesIO(), "png" if netG.image_size % 8 else "jpeg"  # a block of a JPEG would mix two images
+        sheet.save(file, kind, **({"quality": 88, "subsampling": 0} if kind == "jpeg" else {}))
+        data = base64.b64encode(file.getvalue()).decode()
+        sheets.append({"seed": seed, "sheet": f"data:image/{kind};base64,{data}"})
     values = {"side": netG.image_size, "across": across, "sheets": sheets}
     page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(values=json.dumps(values))
     write_atomically(outf / "explore.html", lambda file: file.write(page.encode()), sync=False)

@@ -21,19 +21,25 @@ class Log:
     def open(self, steps=None):
         """Begin the file anew; or, for a run that resumes after `steps` steps, keep the rows up to there."""
         if steps is not None and self.path.is_file():
-            with open(self.path, newline="", encoding="utf-8") as file:
-                required = [column for column in self.columns if column not in OPTIONAL]
-                complete = (row for row in csv.DictReader(file) if all(row.get(column) for column in required))
-                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if k and v} for row in complete]
-            self.rows = [row for row in rows if row["step"] <= steps]
+            text = self.path.read_text(encoding="utf-8")
+            rows = map(self.parse, csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # complete lines
+            self.rows = [row for row in rows if row and row["step"] <= steps]
         self.rewrite()
+
+    def parse(self, row):
+        """Return a row of the file with numbers, or None if it is incomplete or damaged."""
+        try:
+            numbers = {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if k in self.columns and v}
+        except ValueError:
+            return None
+        return numbers if numbers.keys() | set(OPTIONAL) >= set(self.columns) else None
 
     def rewrite(self):
         """Write the whole file, and open it for more rows."""
+        if self.file:
+            self.file.close()  # Windows replaces no open file
         lines = [",".join(self.columns), *map(self.as_line, self.rows), ""]
         write_atomically(self.path, lambda file: file.write("\n".join(lines).encode()))
-        if self.file:
-            self.file.close()
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
 
     def add_row(self, row):

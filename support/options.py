@@ -6,7 +6,6 @@ import random
 
 import torch
 
-from support.accelerator import pick_device
 from support.cli import Parser, number
 from support.errors import UserError
 from support.fid import check_installed
@@ -71,7 +70,7 @@ def add_training_options(parser):
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
-    add("--ngpu", type=count, default=1, metavar="N", help=f"number of GPUs; without --cuda, of processes {default}")
+    add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes, each with a GPU if on CUDA {default}")
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
     precision = (
         "of the networks; on NVIDIA, fp32 convolutions use TF32 (default: bf16 on a GPU that has it, otherwise fp32)"
@@ -87,8 +86,8 @@ def add_training_options(parser):
     add = parser.add_argument_group("run folder").add_argument
     add("--outf", default="out", metavar="DIR", help=f"folder for weights, checkpoints, images, log {default}")
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
-    add("--save-every", type=count, default=1, metavar="N", help=f"epochs between two checkpoints {default}")
-    add("--log-every", type=count, default=10, metavar="N", help=f"steps for each row of log.csv {default}")
+    add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
+    add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
     add(
         "--fid",
         type=number(int, 0),
@@ -112,9 +111,10 @@ def parse_options(parser, argv, world_size):
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
-            parser.set_defaults(**checkpoint["options"])
+            saved = checkpoint["options"]
+            parser.set_defaults(**{name: saved[name] for name in KEPT if name in saved})
             args = parser.parse_args(argv)
-            check_unchanged(args, checkpoint["options"])
+            check_unchanged(args, saved)
             args.netG = args.netD = None  # a resumed run has its own
         try:
             check_image_size(args.image_size)
@@ -133,21 +133,34 @@ def parse_options(parser, argv, world_size):
 
 def check_unchanged(args, saved):
     """Raise UserError if `args` change options that a resumed run must keep as they were `saved`."""
-    fixed = (*FIXED, "fid") if args.fid and saved.get("fid") else FIXED  # only FIDs of equal sample counts compare
-    now = vars(args)
-    changed = [f"{name} {saved[name]}, not {now[name]}" for name in fixed if now[name] != saved.get(name, now[name])]
+    now = {name: getattr(args, name) for name in FIXED}
+    before = {name: saved.get(name, now[name]) for name in FIXED}
+    measured = saved.get("fid_samples", saved.get("fid", 0))
+    if args.fid and measured:  # only FIDs with equal sample counts can be compared
+        now["fid"], before["fid"] = args.fid, measured
+    changed = [f"{option_name(name)} {before[name]}, not {now[name]}" for name in now if now[name] != before[name]]
     if changed:
-        raise UserError(f"--resume: the run in {args.outf} has {'; '.join(changed)}; leave that out")
+        raise UserError(f"--resume: the run in {args.outf} has {'; '.join(changed)}; leave out what differs")
+
+
+def option_name(name):
+    """Return an option as it is typed: image_size is --imageSize."""
+    typed = {"image_size": "imageSize", "batch_size": "batchSize", "manual_seed": "manualSeed"}
+    return "--" + typed.get(name, name.replace("_", "-"))
 
 
 def check_processes(args, world_size):
     """Raise UserError if the processes that --ngpu asks for, or that have joined, cannot train together."""
     wanted, here = max(args.ngpu, world_size), max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
-    if args.cuda and 1 < here > torch.cuda.device_count():
+    found = args.accel and wanted > 1 and torch.accelerator.current_accelerator(check_available=True)
+    kind = "cuda" if args.cuda else found.type if found else "cpu"
+    if kind == "cuda" and 1 < here > torch.cuda.device_count():
         raise UserError(f"--ngpu {here}: torch finds {torch.cuda.device_count()} CUDA devices here")
-    if wanted > 1 and args.accel and not args.cuda and pick_device(False, True).type not in ("cpu", "cuda"):
+    if wanted > 1 and kind not in ("cpu", "cuda"):
         raise UserError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
     if args.batch_size % wanted:
         below = args.batch_size // wanted * wanted
-        near = f"{below} and {below + wanted}" if below else wanted
-        raise UserError(f"--batchSize {args.batch_size} is not a multiple of {wanted} processes (--ngpu); {near} are")
+        near = f"{below} or {below + wanted}" if below else wanted
+        raise UserError(
+            f"--batchSize {args.batch_size} cannot be shared evenly by {wanted} processes (--ngpu); use {near}"
+        )

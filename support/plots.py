@@ -37,7 +37,7 @@ def save_grid(path, images, columns=None):
 
 
 def images_per_grid(image_size):
-    """Return how many images a grid shows: 64, or fewer of large ones, so that it stays about 1,000 pixels wide."""
+    """Return how many images a grid shows: 64, or fewer of large ones (at least 4) to stay about 1,000 pixels wide."""
     return max(4, min(64, (1024 // image_size) ** 2))
 
 
@@ -78,7 +78,7 @@ def draw_curve(axis, rows, column, steps_per_epoch, **style):
 def animate(path, image_size):
     """Write a GIF of the grids of samples beside it, at most MAX_FRAMES, the last held for two seconds.
 
-    Of large images it shows those at the top left: about 270 pixels a side, 50 kB a frame.
+    Of large images it shows those at the top left, at least 2 x 2: about 270 pixels a side, 50 kB a frame.
     """
     paths = sorted(path.parent.glob("fake_samples_epoch_*.png"), key=lambda grid: int(re.findall(r"\d+", grid.name)[0]))
     if not paths:

@@ -10,7 +10,7 @@ from support.errors import counted
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
-    " learns little. More images help, a smaller --ndf, or a smaller --lr"
+    " learns little. These help: more images, a smaller --ndf or a smaller --lr"
 )
 
 

@@ -67,8 +67,8 @@ class RunFolder:
         for partial in self.path.glob(".*.part"):
             partial.unlink()
         if not resumed and self.is_dry_run():  # otherwise these are not ours
-            weights = [*self.path.glob("net*_epoch_*.pth"), self.path / "netG_best.pth"]
-            for old in [self.newest, self.previous, self.skipped, *weights]:
+            old_files = [*self.path.glob("net*_epoch_*.pth"), *self.path.glob("fake_samples_epoch_*.png")]
+            for old in [self.newest, self.previous, self.skipped, self.path / "netG_best.pth", *old_files]:
                 old.unlink(missing_ok=True)
 
     def save_settings(self, settings):
