@@ -1,67 +1,118 @@
-"""Every command of the README, run as written but for small networks and few pictures."""
+"""Every command of README.md and docs/, run as written but with small networks and few images; and their links."""
 
 import re
 import shlex
 import shutil
-from pathlib import Path
 
 import pytest
-from test_commands import files, finish, start
-from test_data import lmdb_of, noise, write
+import torch
+from helpers import ROOT, files, finish, noise, start, write_images, write_lmdb
 
-from dcgan import build_parser as training_options
-from generate import build_parser as sampling_options
+import dcgan
+import generate
+from data import SOURCES
+from support.options import build_parser
 
-README = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"python ((?:dcgan|generate)\.py(?! --help)[^`\n&|;]*)", README)
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
+README = PAGES[ROOT / "README.md"]
+COMMANDS = [
+    command.strip()
+    for text in PAGES.values()
+    for command in re.findall(r"python ((?:dcgan|generate)\.py(?! --help)[^`\n&|;]*)", text)
+]
 SMALL = ["--imageSize", "16", "--nz", "4", "--ngf", "4", "--ndf", "4", "--workers", "0"]
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A folder with the pictures that the README's commands speak of."""
+    """A folder with the images that the commands name. The commands run there one after another."""
     home = tmp_path_factory.mktemp("readme") / "home"
-    write(
-        home,
-        "photos/a.png",
-        "photos/b/c.png",
-        "faces/a.png",
-        "cifar/a/b.png",
-        "data/celeba/img_align_celeba/000001.jpg",
-    )
-    lmdb_of(home / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(3)])
+    names = ["photos/a.png", "photos/b/c.png", "faces/a.png", "cifar/a/b.png"]
+    write_images(home, *names, "data/celeba/img_align_celeba/000001.jpg")
+    write_lmdb(home / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(3)])
     raw = home / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part in ("train", "t10k"):
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(
-            bytes.fromhex("00000803 00000001 0000001c 0000001c") + bytes(784)
-        )
+        header = bytes.fromhex("00000803 00000001 0000001c 0000001c")
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(header + bytes(784))
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(bytes.fromhex("00000801 00000001 00"))
     return home
 
 
-def test_the_readme_has_commands_and_pictures():
+@pytest.fixture
+def at_home(home, monkeypatch):
+    monkeypatch.chdir(home)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(home.parent / "cache"))
+    return home
+
+
+def test_the_pages_have_commands_and_show_every_image_of_media():
     assert len(COMMANDS) >= 10
-    shown = re.findall(r"\]\((media/[^)]*)\)", README)
-    assert {f"media/{path.name}" for path in (Path(__file__).parents[1] / "media").iterdir()} == set(shown)
+    shown = {name for text in PAGES.values() for name in re.findall(r"\]\((?:\.\./)?media/([^)]*)\)", text)}
+    assert {path.name for path in (ROOT / "media").iterdir()} == shown
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_command_of_the_readme(command, home):
+def test_links_between_the_pages_lead_somewhere():
+    anchors = {}
+    for path, text in PAGES.items():
+        headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.DOTALL), flags=re.MULTILINE)
+        anchors[path] = {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    for path, text in PAGES.items():
+        for target in re.findall(r"\]\((?!https?://)([^)]*)\)", text):
+            name, _, anchor = target.partition("#")
+            linked = (path.parent / name).resolve() if name else path
+            assert linked.exists(), f"{path.name}: {target}"
+            assert not anchor or anchor in anchors[linked], f"{path.name}: {target}"
+
+
+def test_options_in_the_text_exist(capsys):
+    known = set()
+    for parser in (build_parser("", SOURCES), generate.build_parser()):
+        known |= {option for action in parser._actions for option in action.option_strings}
+    others = {"--nproc-per-node", "--nnodes", "--standalone", "--max-restarts", "--index-url"}  # of torchrun and pip
+    for path, text in PAGES.items():
+        lines = [line for line in text.splitlines() if not re.search(r"SBATCH|srun|scontrol|--rdzv|benchmark.py", line)]
+        named = set(re.findall(r"(?<![\w-])--[a-zA-Z][\w-]*", "\n".join(lines)))
+        assert named - known - others == set(), path.name
+
+
+def needs_a_process(command):
+    return "--ngpu" in command and "--cuda" not in command
+
+
+@pytest.mark.parametrize(
+    "command", [pytest.param(c, marks=pytest.mark.slow if needs_a_process(c) else ()) for c in COMMANDS]
+)
+def test_a_command_does_what_the_text_says(command, at_home):
     program, *arguments = shlex.split(command)
-    options = (training_options if program == "dcgan.py" else sampling_options)().parse_args(arguments)
+    parser = build_parser("", SOURCES) if program == "dcgan.py" else generate.build_parser()
+    options = parser.parse_args(arguments)
     if program == "generate.py":
-        if not (home / options.load_path).exists():
-            shutil.copy(home / "out-faces" / "netG_epoch_0.pth", home / options.load_path)
-        finish(start(home, program, *arguments))
-        made = {path.name for path in files(home / options.outf)}
+        if not (at_home / options.load_path).exists():  # weights of a later epoch than one step gives
+            shutil.copy(at_home / "out-faces" / "netG_epoch_0.pth", at_home / options.load_path)
+        generate.main(arguments)
+        written = {path.name for path in files(at_home / options.outf)}
         if options.interpolate or options.arithmetic or options.explore:
-            assert made & {"walk.gif", "arithmetic.png", "explore.html"}
+            assert written & {"walk.gif", "arithmetic.png", "explore.html"}
         else:
-            assert len(made) == options.num_output + 1
+            assert len(written) == options.num_output + 1
     elif "--cuda" not in arguments and options.dataset != "cifar10" and not options.fid:  # not to be had in a test
-        for option in filter(None, (options.netG, options.netD)):  # of a later epoch than one step gives
-            shutil.copy(home / option.rerank_and_world_size("11", "0"), home / option)
-        continues = options.resume and "--imageSize" not in arguments  # what it was start_workers_off_main_thread with
-        finish(start(home, program, *arguments, *([] if continues else SMALL), "--dry-run"))
-        assert (home / options.outf / "checkpoint.pth").is_file()
+        for option in filter(None, (options.netG, options.netD)):
+            shutil.copy(at_home / re.sub(r"\d+", "0", option), at_home / option)
+        resumes = options.resume and "--imageSize" not in arguments  # it keeps what the run began with
+        arguments += [*([] if resumes else SMALL), "--dry-run"]
+        if needs_a_process(command):
+            finish(start(at_home, program, *arguments))
+        else:
+            assert dcgan.main(arguments) == 0
+        assert (at_home / options.outf / "checkpoint.pth").is_file()
+
+
+@pytest.mark.parametrize("block", re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL))
+def test_python_of_the_readme_runs(block, at_home):
+    assert (at_home / "out").is_dir()  # from the commands
+    exec(block, names := {})
+    assert names["faces"].shape == (64, 3, 16, 16)
+    assert names["faces"].dtype == torch.uint8
+    assert names["x"].shape == (1, 3, 16, 16)
+    assert names["x"].requires_grad

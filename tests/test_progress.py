@@ -1,0 +1,39 @@
+"""support/progress.py: what a run says of its progress, and when D has won."""
+
+import pytest
+
+from support.progress import D_wins, bar_text, epoch_summary
+
+
+def rows_of(steps, D_G_z1, loss_G):
+    return [{"step": s, "D_G_z1": D_G_z1, "loss_G": loss_G(s)} for s in range(10, steps + 1, 10)]
+
+
+@pytest.mark.parametrize(
+    ("rows", "wins"),
+    [
+        (rows_of(2000, 0.01, lambda step: step), True),
+        (rows_of(2000, 0.03, lambda step: step), False),  # D is not sure
+        (rows_of(1600, 0.03, lambda step: step) + rows_of(2000, 0.01, lambda step: step)[160:], False),  # not for long
+        (rows_of(1400, 0.03, lambda step: step) + rows_of(2000, 0.01, lambda step: step)[140:], True),
+        (rows_of(2000, 0.01, lambda step: -step), False),  # G recovers
+        (rows_of(300, 0.01, lambda step: step), False),  # too soon
+        (rows_of(2000, 0.01, lambda step: step)[-1:], False),
+    ],
+)
+def test_D_wins_where_it_recognises_all_of_G_for_500_steps_and_G_gets_worse(rows, wins):
+    assert D_wins(rows) == wins
+
+
+def test_an_epoch_is_summarised_by_the_means_over_its_rows():
+    names = ("loss_D", "loss_G", "D_x", "D_G_z1", "D_G_z2", "images_per_s")
+    rows = [{"epoch": epoch} | {name: 8.0 * epoch + i for i, name in enumerate(names)} for epoch in (0, 1, 1, 2)]
+    rows[1] |= {name: rows[1][name] + 1 for name in names}
+    means = "loss_D 8.500, loss_G 9.500, D(x) 10.500, D(G(z)) 11.500 / 12.500, 14 images/s"
+    assert epoch_summary(rows, 2, 12) == f"epoch 2/12: {means}"
+
+
+def test_the_bar_shows_losses_and_probabilities():
+    means = {"loss_D": 1.25, "loss_D_real": 0.5, "loss_D_fake": 0.75, "loss_G": 2.0}
+    means |= {"D_x": 0.6, "D_G_z1": 0.4, "D_G_z2": 0.3, "images_per_s": 9.0}
+    assert bar_text(means) == "D 1.25 G 2.00 D(x) 0.60 D(G(z)) 0.40/0.30"
