@@ -46,7 +46,7 @@ class Run:
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the next epoch
-    fid_samples: int = 0  # of each FID in the log
+    fid_samples: int = 0  # of each FID in the log; --fid 0 measures none until the next --resume
     hinted: bool = False
 
     def __post_init__(self):
@@ -80,7 +80,7 @@ def main(argv=None):
         return fail(error, 1)
     except KeyboardInterrupt:
         return fail("interrupted before training started", 130)
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if distributed.is_lost_process(error):
             return fail("another process of this job has ended, so this one ends; saved files are intact", 1)
         if args and accelerator.is_out_of_memory(error):
@@ -124,7 +124,7 @@ def set_up(args, checkpoint):
     run = Run(args, images, trainer, folder, Log(folder.path / "log.csv", StepResult._fields), fid_meter)
     if checkpoint:
         run.epoch, run.step = checkpoint["epoch"], checkpoint["step"]
-        run.fid_samples = checkpoint["options"].get("fid_samples", checkpoint["options"].get("fid", 0))
+        run.fid_samples = checkpoint["options"].get("fid", 0)
     open_folder(run, checkpoint)
     if rank == 0:
         describe(run, resumed=checkpoint is not None)
@@ -260,6 +260,8 @@ def train(run):
                 save(run, whole or args.dry_run, last=stopped or run.epoch == args.niter)
                 if run.fid_meter and (whole or args.dry_run):
                     measure_fid(run, lambda: stop.received)
+                signum = distributed.all_reduce_max(stop.received)
+                stopped = stopped or bool(signum)
         if run.rank == 0:
             run.folder.wait()
             run.folder.decorate(animate, "progress.gif", args.image_size)
@@ -319,7 +321,7 @@ def save(run, whole, last):
 
 def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
-    options = {name: getattr(run.args, name) for name in KEPT} | {"fid_samples": run.args.fid or run.fid_samples}
+    options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.fid_samples}
     position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
     return run.trainer.state_dict() | position | {"options": options}
 

@@ -77,7 +77,7 @@ def main(argv=None):
         written = write_all(netG, args, outf)
     except UserError as error:
         parser.error(str(error))
-    except RuntimeError as error:
+    except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         parser.exit(1, "generate.py: out of memory; without --cuda it runs on the CPU\n")

@@ -135,9 +135,10 @@ def set_batch_norm_statistics(netG, z):
     weights, or, for averaged weights, belongs to others.
     """
     norms = {layer: ([], []) for layer in netG.main if isinstance(layer, nn.BatchNorm2d)}
+    layers = list(netG.main)[:-3]  # the last norm is followed by ReLU, a convolution and tanh
     for batch in z:
         x = batch.reshape(-1, netG.nz, 1, 1)
-        for layer in netG.main:
+        for layer in layers:
             if layer in norms:
                 for values, value in zip(norms[layer], torch.var_mean(x, (0, 2, 3), correction=0), strict=True):
                     values.append(value)

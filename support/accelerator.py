@@ -107,8 +107,10 @@ def reproducible_kernels():
 
 
 def is_out_of_memory(error):
-    """Return whether a RuntimeError means that the memory of a device, or of the CPU, is too small."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    """Return whether an exception means that the memory of a device, or of the CPU, is too small."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or isinstance(error.__context__, MemoryError):
+        return True
+    return any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
 
 
 class CapturedStep:

@@ -43,9 +43,14 @@ class Log:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
 
     def add_row(self, row):
-        """Append a row: all columns but "fid"."""
+        """Append a row: all columns but "fid". Raises OSError."""
         self.rows.append(row)
-        print(self.as_line(row), file=self.file, flush=True)
+        try:
+            print(self.as_line(row), file=self.file, flush=True)
+        except OSError as error:
+            raise OSError(
+                f"{self.path} could not be written ({error.strerror}); files saved before are intact"
+            ) from None
 
     def is_lowest(self, distance):
         """Return whether a Frechet distance is lower than all in the log."""

@@ -135,7 +135,7 @@ def check_unchanged(args, saved):
     """Raise UserError if `args` change options that a resumed run must keep as they were `saved`."""
     now = {name: getattr(args, name) for name in FIXED}
     before = {name: saved.get(name, now[name]) for name in FIXED}
-    measured = saved.get("fid_samples", saved.get("fid", 0))
+    measured = saved.get("fid")
     if args.fid and measured:  # only FIDs with equal sample counts can be compared
         now["fid"], before["fid"] = args.fid, measured
     changed = [f"{option_name(name)} {before[name]}, not {now[name]}" for name in now if now[name] != before[name]]

@@ -32,16 +32,16 @@ from torchvision.datasets.folder import default_loader
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from support.png import write_png
-
 from data import PreparedImages, load_images
-from generate import generate
+from generate import write_samples
 from models import Discriminator, Generator, generate_images
-from support.accelerator import tune
+from support.accelerator import free_memory, tune_device
+from support.decoding import DecodedImages
 from support.distributed import init_distributed
 from support.latents import latents
+from support.plots import write_png
 from support.sources import Files
-from training import Trainer
+from training import Trainer, TrainerSettings
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
 NORMALIZE = transforms.Normalize((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -49,7 +49,7 @@ TRANSFORM = transforms.Compose([transforms.Resize(SIZE), transforms.CenterCrop(S
 
 
 def timed(device, work):
-    """Return speed(): call work(), which returns how many pictures it did, and return pictures per second."""
+    """Return speed(): call work(), which returns how many images it did, and return images per second."""
 
     def speed():
         start = time.perf_counter()
@@ -130,30 +130,30 @@ def reference_transform(device, folder):
 # This program
 
 
-def training_on(device, precision, compiled):
-    tune(device)
-    processes = init_distributed()[1]
-    settings = {"lr": 0.0002, "beta1": 0.5, "ema": 0.99, "precision": precision, "seed": 0, "compiled": compiled}
+def trainer_on(device, precision, compiled):
+    tune_device(device)
+    world_size = init_distributed()[1]
+    settings = TrainerSettings(precision=precision, compile=compiled, batch_size=BATCH // world_size)
     torch.manual_seed(0)
-    return Trainer(Generator(), Discriminator(), device, **settings, batch_size=BATCH // processes)
+    return Trainer(Generator(), Discriminator(), device, settings)
 
 
 def our_step(device, folder, steps, precision, compiled=False):
-    training = training_on(device, precision, compiled)
-    batch = torch.randint(0, 256, (BATCH // training.processes, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
+    trainer = trainer_on(device, precision, compiled)
+    batch = torch.randint(0, 256, (BATCH // trainer.world_size, 3, SIZE, SIZE), dtype=torch.uint8, device=device)
 
     def work():
         for _ in range(steps):
-            training.step(batch, BATCH)
+            trainer.step(batch)
         return steps * len(batch)
 
     return timed(device, work)
 
 
-def epochs_of(images, training, device, steps):
+def epochs_of(images, trainer, device, steps):
     """Return speed(): the next epoch of `images`, or its first `steps` steps."""
-    if device.type == "cuda":
-        images.keep_on(device, torch.cuda.mem_get_info(device)[0])
+    if device.type != "cpu":
+        images.keep_on(device, free_memory(device))
     epochs = iter(range(1_000_000))
 
     def work():
@@ -161,7 +161,7 @@ def epochs_of(images, training, device, steps):
         for i, batch in enumerate(images.batches(BATCH, seed=1, epoch=next(epochs))):
             if i == steps:
                 break
-            training.step(batch)
+            trainer.step(batch)
             seen += len(batch)
         return seen
 
@@ -171,7 +171,7 @@ def epochs_of(images, training, device, steps):
 def our_epoch(device, folder, precision):
     with contextlib.redirect_stdout(sys.stderr):
         images = load_images("folder", folder, SIZE, cache=f"{folder}-cache", workers=2)
-    return epochs_of(images, training_on(device, precision, False), device, steps=None)
+    return epochs_of(images, trainer_on(device, precision, False), device, steps=None)
 
 
 def our_transform(device, folder):
@@ -195,24 +195,24 @@ def grown(device, folder, count, precision, steps):
     rows.flush()
     del rows, some
     return epochs_of(
-        PreparedImages(np.load(path, mmap_mode="r"), [], []), training_on(device, precision, False), device, steps
+        PreparedImages(np.load(path, mmap_mode="r"), [], []), trainer_on(device, precision, False), device, steps
     )
 
 
 def sampling(device, folder, what, count):
-    tune(device)
+    tune_device(device)
     netG, outf = Generator().to(device).eval(), Path(f"{folder}-samples")
     outf.mkdir(exist_ok=True)
     z = latents(range(count), netG.nz)
-    made = generate_images(netG, z[:SOME])
+    images = generate_images(netG, z[:SOME])
 
     def encode():
-        for picture in made:
-            write_png(outf / "one.png", picture)
-        return len(made)
+        for image in images:
+            write_png(outf / "one.png", image)
+        return len(images)
 
     def files():
-        generate(netG, SOME, 0, 64, outf)
+        write_samples(netG, SOME, 0, 64, outf)
         return SOME
 
     return timed(device, {"network": lambda: len(generate_images(netG, z)), "encoder": encode, "files": files}[what])
@@ -220,7 +220,7 @@ def sampling(device, folder, what, count):
 
 def limit(device, folder, precision):
     """Return speed() of a step that were nothing but PyTorch's convolutions, and only those gradients that it needs."""
-    tune(device)
+    tune_device(device)
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
     parts = []  # (times a step, the same work in each layout)
     for net, x in ((Generator(), torch.randn(BATCH, 100, 1, 1)), (Discriminator(), torch.randn(BATCH, 3, SIZE, SIZE))):
@@ -379,7 +379,7 @@ def table(device, folder, rounds, rows):
                     row(f"from JPEGs, second epoch on, {precision}", rounds, ours, reference)
     if "prepare" in rows:
         with contender(our_transform) as ours, contender(reference_transform) as reference:
-            row("preparing pictures, one core", rounds, ours, reference)
+            row("preparing images, one core", rounds, ours, reference)
     if "sample" in rows:
         count = SOME if device.type == "cpu" else 65_536
         with contender(sampling, "files", count) as ours:
@@ -394,7 +394,7 @@ def table(device, folder, rounds, rows):
         with contender(grown, 2_000, precision, steps) as small:
             for count in (20_000, 200_000):
                 with contender(grown, count, precision, steps) as large:
-                    row(f"{count:,} prepared pictures, against 2,000", rounds, large, small)
+                    row(f"{count:,} prepared images, against 2,000", rounds, large, small)
                     more = large.anonymous_memory() - small.anonymous_memory()
                     print(f"| the same, anonymous memory | {more:+.0f} MB | | |")
 

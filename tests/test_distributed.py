@@ -382,8 +382,8 @@ def test_a_job_resumes_with_another_number_of_processes(base, unbroken, capsys):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--ngpu", "3"], "--batchSize 16 is not a multiple of 3 processes (--ngpu); 15 and 18 are"),
-        (["--ngpu", "32"], "--batchSize 16 is not a multiple of 32 processes (--ngpu); 32 are"),
+        (["--ngpu", "3"], "--batchSize 16 cannot be shared evenly by 3 processes (--ngpu); use 15 or 18"),
+        (["--ngpu", "32"], "--batchSize 16 cannot be shared evenly by 32 processes (--ngpu); use 32"),
         (["--ngpu", "2", "--cuda"], "--ngpu 2: torch finds 0 CUDA devices here"),
     ],
 )

@@ -28,7 +28,7 @@ def page_of(path):
 
 def sheets_of(values):
     """Return the images of all planes, arrays (across * side, across * side, 3)."""
-    files = [io.BytesIO(base64.b64decode(sheet["sheet"])) for sheet in values["sheets"]]
+    files = [io.BytesIO(base64.b64decode(sheet["sheet"].split(";base64,")[1])) for sheet in values["sheets"]]
     return [np.asarray(Image.open(file).convert("RGB")).astype(int) for file in files]
 
 

@@ -294,7 +294,7 @@ def test_distances_of_different_sample_counts_are_not_compared(tmp_path, capsys)
     folder = tmp_path / "out"
     assert run_dcgan(folder, *FID_RUN, "--niter", 1) == 0
     capsys.readouterr()
-    refused = "has fid 40, not 50; leave that out"
+    refused = "has --fid 40, not 50; leave out what differs"
     assert_refused(lambda: run_dcgan(folder, "--resume", "--fid", 50, "--niter", 2), capsys, refused)
     assert run_dcgan(folder, "--resume", "--fid", 0, "--niter", 2) == 0  # as where torchmetrics is missing
     assert sorted(distances_of(folder)) == [0]
