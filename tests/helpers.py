@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from PIL import EpsImagePlugin, Image
 from torch import nn
 from torchvision import transforms
+from tqdm import tqdm
 
 import dcgan
 import generate
@@ -99,9 +101,15 @@ def run_generate(path, *arguments):
 
 def fork(function, *arguments, **options):
     """Call a function in a forked process; return the process, whose exit code is 1 if the function raises."""
-    process = multiprocessing.get_context("fork").Process(target=function, args=arguments, kwargs=options)
+    process = multiprocessing.get_context("fork").Process(target=call_alone, args=(function, arguments, options))
     process.start()
     return process
+
+
+def call_alone(function, arguments, options):
+    """Call a function in a forked process, without tqdm's lock, which the process could be killed with in hand."""
+    tqdm.set_lock(threading.RLock())
+    function(*arguments, **options)
 
 
 def run_dcgan_forked(folder, *arguments, **environment):
