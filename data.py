@@ -58,7 +58,7 @@ class PreparedImages:
                 rows[i : i + 10_000] = torch.from_numpy(np.array(self.rows[i : i + 10_000]))
             self.rows = rows
 
-    def count(self, batch_size, world_size=1):
+    def epoch_size(self, batch_size, world_size=1):
         """Return (steps, images) of an epoch in which `world_size` processes share every batch evenly."""
         whole, rest = divmod(len(self), batch_size)
         rest -= rest % world_size
@@ -72,8 +72,8 @@ class PreparedImages:
         images are decoded at every use, one that cannot be read is replaced by the next in the order that can.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
-        places = [range(i, min(i + batch_size, len(self))) for i in range(start * batch_size, len(self), batch_size)]
-        shards = [part for part in (shard(batch, rank, world_size) for batch in places) if part]
+        ranges = [range(i, min(i + batch_size, len(self))) for i in range(start * batch_size, len(self), batch_size)]
+        shards = [part for part in (shard(batch, rank, world_size) for batch in ranges) if part]
         if isinstance(self.rows, DecodedImages):
             yield from self.decoded_batches(shards, order)
             return

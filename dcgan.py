@@ -47,12 +47,12 @@ class Run:
     epoch: int = 0  # finished epochs
     step: int = 0  # finished steps of the next epoch
     fid_samples: int = 0  # of each FID in the log; --fid 0 measures none until the next --resume
-    hinted: bool = False
+    hint_printed: bool = False
 
     def __post_init__(self):
         self.rank, self.world_size = distributed.rank_and_world_size()
-        self.steps_per_epoch, self.images_per_epoch = self.images.count(self.args.batch_size, self.world_size)
-        self.reported = set()  # images and folders left out, of which a warning was printed
+        self.steps_per_epoch, self.images_per_epoch = self.images.epoch_size(self.args.batch_size, self.world_size)
+        self.warned_about = set()  # images and folders left out, of which a warning was printed
 
     def images_seen(self):
         return self.epoch * self.images_per_epoch + min(self.step * self.args.batch_size, self.images_per_epoch)
@@ -222,22 +222,19 @@ def open_folder(run, checkpoint):
     if first:
         run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed
         batch = next(run.images.batches(images_per_grid(args.image_size), args.manual_seed, epoch=0))
-        run.folder.decorate(save_grid, "real_samples.png", batch)
+        run.folder.draw_or_warn(save_grid, "real_samples.png", batch)
 
 
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args = run.args
-    total, quiet = (
-        args.niter * run.images_per_epoch,
-        True if run.rank else None,
-    )  # None: quiet where there is no terminal
-    bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=quiet, dynamic_ncols=True)
+    total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: where there is no terminal
+    bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
     signum, stopped = 0, False
     last = run.log.rows[-1] if run.log.rows else {"step": None}
     if run.fid_meter and run.step == 0 and last["step"] == run.trainer.steps and "fid" not in last:
         measure_fid(run)  # the run stopped before it could, or did not measure until now
-    with StopSignal(patient=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
+    with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
         while run.epoch < args.niter and not stopped:
             # Train
             bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
@@ -264,7 +261,7 @@ def train(run):
                 stopped = stopped or bool(signum)
         if run.rank == 0:
             run.folder.wait()
-            run.folder.decorate(animate, "progress.gif", args.image_size)
+            run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
     if not signum or run.epoch >= args.niter:
         return 0
     if run.rank == 0:
@@ -297,8 +294,8 @@ def add_log_row(run, means, bar):
     """Add the mean StepResult of some steps to the log, and show it after the progress bar."""
     run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps, "images": run.images_seen()} | means)
     bar.set_postfix_str(bar_text(means))
-    if not run.hinted and D_wins(run.log.rows[-HINT_STEPS:]):
-        run.hinted = True
+    if not run.hint_printed and D_wins(run.log.rows[-HINT_STEPS:]):
+        run.hint_printed = True
         tqdm.write(HINT, sys.stderr)
 
 
@@ -338,7 +335,7 @@ def measure_fid(run, stopped=lambda: False):
     run.log.add_distance(distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
-    run.folder.in_background(run.folder.decorate, plot_losses, "losses.png", rows, run.steps_per_epoch)
+    run.folder.in_background(run.folder.draw_or_warn, plot_losses, "losses.png", rows, run.steps_per_epoch)
 
 
 def warn_skipped(run):
@@ -349,11 +346,11 @@ def warn_skipped(run):
     everything = {"image": [each for reports in distributed.all_gather_object(run.images.skipped) for each in reports]}
     everything["folder"] = run.images.unlisted
     for kind, reports in everything.items() if run.rank == 0 else ():
-        new = [report for report in dict.fromkeys(reports) if report not in run.reported]
+        new = [report for report in dict.fromkeys(reports) if report not in run.warned_about]
         if new:
             names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")
             tqdm.write(f"warning: skipped {counted(len(new), kind)} that cannot be read: {names}", sys.stderr)
-            run.reported.update(new)
+            run.warned_about.update(new)
             run.folder.add_skipped(new)
 
 

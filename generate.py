@@ -18,17 +18,17 @@ from support.cli import Parser, number, protect_output
 from support.errors import UserError
 from support.explorer import PLANES, write_explorer
 from support.files import check_writable
-from support.latents import SEEDS
+from support.latents import SEED_COUNT
 from support.plots import save_grid, write_png
 from support.walk import write_walk
 from support.weights import newest_weights
 
-GRID = 64  # images that grid.png shows at most
+MAX_GRID_IMAGES = 64  # images that grid.png shows at most
 
 
 def build_parser():
     parser = Parser(prog="generate.py", description=__doc__.splitlines()[0])
-    add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEEDS)
+    add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEED_COUNT)
     add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights (default: %(default)s)")
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
@@ -57,8 +57,8 @@ def main(argv=None):
     outf = Path(args.outf)
     only_samples = not (args.interpolate or args.arithmetic or args.explore)
     seeds = args.num_output if only_samples else max(args.interpolate or 0, PLANES if args.explore else 0)
-    if args.manual_seed + seeds > SEEDS:
-        parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEEDS - 1}, and {seeds} are needed")
+    if args.manual_seed + seeds > SEED_COUNT:
+        parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEED_COUNT - 1}, and {seeds} are needed")
     try:
         device = pick_device(args.cuda, args.accel)
         tune_device(device)
@@ -108,7 +108,10 @@ def write_all(netG, args, outf):
 
 
 def write_samples(netG, num_output, manual_seed, batch_size, outf):
-    """Write the image of each seed from manual_seed on as outf/seed000042.png; return the first GRID of them, uint8."""
+    """Write the image of each seed from manual_seed on as outf/seed000042.png.
+
+    Returns the first images, uint8 (N, nc, image_size, image_size), N at most MAX_GRID_IMAGES.
+    """
     first = []
     seeds = range(manual_seed, manual_seed + num_output)
     with ThreadPoolExecutor() as pool, tqdm(total=num_output, unit="img", disable=None) as bar:
@@ -116,9 +119,9 @@ def write_samples(netG, num_output, manual_seed, batch_size, outf):
             batch_seeds = seeds[start : start + batch_size]
             images = generate_images(netG, latents(batch_seeds, netG.nz))
             list(pool.map(write_png, [outf / f"seed{seed:06d}.png" for seed in batch_seeds], images))
-            first += images[: max(0, GRID - start)]
+            first += images[: max(0, MAX_GRID_IMAGES - start)]
             bar.update(len(images))
-    return torch.stack(first[:GRID])
+    return torch.stack(first[:MAX_GRID_IMAGES])
 
 
 def show(path):

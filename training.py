@@ -127,7 +127,7 @@ class Trainer:
         self.noise = torch.Generator(device).manual_seed(settings.seed + self.rank)
         self.ema_weight = torch.zeros((), device=device)  # a tensor, for a captured step to read
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
-        self.compiled = compiled(self.netG, self.netD) if settings.compile else None
+        self.compiled = compile_networks(self.netG, self.netD) if settings.compile else None
         self.captured_step = self.new_captured_step()
 
     def new_captured_step(self):
@@ -179,7 +179,7 @@ class Trainer:
         """Raise UserError if a weight is not finite."""
         for name, net in self.networks().items():
             if not torch.stack([t.isfinite().all() for t in net.state_dict().values()]).all():
-                raise UserError(f"{name} {DIVERGED}")
+                raise UserError(f"a weight of {name} {DIVERGED}")
 
     def state_dict(self):
         """Return a copy of all that an exact resume needs, on the CPU. With several processes, all must call it."""
@@ -209,7 +209,7 @@ class Trainer:
             self.noise.manual_seed(self.noise.initial_seed() + self.steps)
 
 
-def compiled(netG, netD):
+def compile_networks(netG, netD):
     """Return shallow copies of both networks, which share their weights, with compiled computations."""
     netG, netD = copy.copy(netG), copy.copy(netD)
     netG.forward = torch.compile(netG.forward, dynamic=False)

@@ -6,7 +6,7 @@ import re
 import torch
 
 from support.files import write_atomically
-from support.latents import SEEDS, latents
+from support.latents import SEED_COUNT, latents
 from support.plots import to_pil
 
 
@@ -15,8 +15,8 @@ def seed_groups(text):
     if not re.fullmatch(r"\d+(,\d+)*([+-]\d+(,\d+)*)*", text):
         raise argparse.ArgumentTypeError(f"must be groups of seeds with + and - between, as 1,5,9-2,4+7,8, not {text}")
     found = re.findall(r"([+-]?)([\d,]+)", text)
-    if any(int(seed) >= SEEDS for seed in re.findall(r"\d+", text)):
-        raise argparse.ArgumentTypeError(f"must be of seeds below {SEEDS}, not {text}")
+    if any(int(seed) >= SEED_COUNT for seed in re.findall(r"\d+", text)):
+        raise argparse.ArgumentTypeError(f"must be of seeds below {SEED_COUNT}, not {text}")
     return [(-1 if sign == "-" else 1, [int(seed) for seed in seeds.split(",")]) for sign, seeds in found]
 
 

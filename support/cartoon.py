@@ -152,7 +152,7 @@ def draw_hair_and_hats(canvas, face):
         oval(face.eye_x, face.eye_y + 0.01, 0.115, 0.115, INK, line=0.026)
 
 
-class Cartoons(Source):
+class CartoonSource(Source):
     """10,000 cartoon faces, drawn when they are read."""
 
     def __init__(self, image_size):
@@ -169,4 +169,4 @@ class Cartoons(Source):
 
 
 def open_cartoon(dataroot, image_size, classes):
-    return Cartoons(image_size)
+    return CartoonSource(image_size)

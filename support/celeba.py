@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, error_text
 from support.files import locked
-from support.sources import Files
+from support.sources import FolderSource
 
 
 def open_celeba(dataroot, image_size, classes):
@@ -28,7 +28,7 @@ def open_celeba(dataroot, image_size, classes):
             f" none is there, and the download failed{why}; fetch the zip by hand from"
             f" https://mmlab.ie.cuhk.edu.hk/projects/CelebA.html and put it into {root}/celeba"
         )
-    files = Files(found)
+    files = FolderSource(found)
     if len(files) != 202_599:
         again = "; delete it to have it unpacked again" if Path(f"{found}.zip").is_file() else ""
         print(f"note: CelebA has 202,599 images; {found} holds {len(files):,}{again}")

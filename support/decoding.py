@@ -73,7 +73,7 @@ class DecodedImages(Dataset):
         order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
         replaced by the next in the order that can. Without it, such images are left out.
         """
-        self.source.ready()
+        self.source.prepare_for_workers()
         items = self if order is None else InOrder(self, order)
         options = {"num_workers": workers, "collate_fn": self.stack}
         options["worker_init_fn"] = functools.partial(worker_init, os.getpid())

@@ -11,7 +11,13 @@ import traceback
 import torch
 import torch.distributed as dist
 
-LOST = ("closed by peer", "reset by peer", "remote process exited", "Broken pipe", "Connection refused")
+LOST_PROCESS_MESSAGES = (
+    "closed by peer",
+    "reset by peer",
+    "remote process exited",
+    "Broken pipe",
+    "Connection refused",
+)
 
 
 def init_distributed(hours=6):
@@ -62,7 +68,7 @@ def rank_and_world_size():
 
 def is_lost_process(error):
     """Return whether `error` comes from the end of another process of the job."""
-    return rank_and_world_size()[1] > 1 and any(sign in str(error) for sign in LOST)
+    return rank_and_world_size()[1] > 1 and any(sign in str(error) for sign in LOST_PROCESS_MESSAGES)
 
 
 def shard(items, rank, world_size):

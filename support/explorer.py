@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from support.files import write_atomically
-from support.latents import SEEDS, latents
+from support.latents import SEED_COUNT, latents
 
 PLANES = 6  # seeds, each with a plane through its latent vector
 PAGE = Path(__file__).with_suffix(".html")
@@ -22,7 +22,7 @@ def plane(z, seed, across):
 
     Its two directions are random and orthogonal to z and to each other; each point is scaled to the length of z.
     """
-    generator = torch.Generator().manual_seed(SEEDS - 1 - seed)  # another seed than z's own
+    generator = torch.Generator().manual_seed(SEED_COUNT - 1 - seed)  # another seed than z's own
     basis = torch.linalg.qr(torch.cat([z[:, None], torch.randn(len(z), 2, generator=generator)], 1))[0].T
     steps = torch.linspace(-1, 1, across)
     y, x = torch.meshgrid(steps, steps, indexing="ij")

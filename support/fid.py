@@ -17,15 +17,15 @@ from support.files import write_atomically
 from support.latents import latents
 from support.weights import read_file
 
-REAL = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # torchmetrics' names
+REAL_FEATURES = ("real_features_sum", "real_features_cov_sum", "real_features_num_samples")  # torchmetrics' names
 BATCH = 256  # images
-NEEDS = "--fid needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'"
+MISSING_PACKAGES = "--fid needs torchmetrics and torch-fidelity: pip install 'torchmetrics[image]'"
 
 
 def check_installed():
     """Raise UserError if the packages for --fid are not installed."""
     if not all(importlib.util.find_spec(name) for name in ("torchmetrics", "torch_fidelity")):
-        raise UserError(NEEDS)
+        raise UserError(MISSING_PACKAGES)
 
 
 class FidMeter:
@@ -48,7 +48,7 @@ class FidMeter:
             # Rank 0 alone measures: nothing is to be exchanged with the other processes.
             metric = FrechetInceptionDistance(feature or 2048, reset_real_features=False, sync_on_compute=False)
         except ImportError:
-            raise UserError(NEEDS) from None
+            raise UserError(MISSING_PACKAGES) from None
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, a damaged download
             where = f"{torch.hub.get_dir()}/checkpoints"
             raise UserError(
@@ -64,15 +64,15 @@ class FidMeter:
             state = read_file(cached) if cached else {}
         except UserError:  # there is none, or it is damaged
             state = {}
-        shapes = {name: getattr(self.metric, name).shape for name in REAL}
-        if not isinstance(state, dict) or {name: getattr(state.get(name), "shape", None) for name in REAL} != shapes:
+        shapes = [getattr(self.metric, name).shape for name in REAL_FEATURES]
+        if not isinstance(state, dict) or [getattr(state.get(n), "shape", None) for n in REAL_FEATURES] != shapes:
             state = self.compute_real_features(images)
             try:
                 if cached:
                     write_atomically(cached, lambda file: torch.save(state, file))
             except OSError as error:
                 print(f"warning: the next run must compute the real images' features again: {error}", file=sys.stderr)
-        for name in REAL:
+        for name in REAL_FEATURES:
             setattr(self.metric, name, state[name].to(self.device))
 
     def compute_real_features(self, images):
@@ -81,7 +81,7 @@ class FidMeter:
             for batch in images.batches(BATCH, seed=0, epoch=0):
                 self.update(batch, real=True)
                 bar.update(len(batch))
-        return {name: getattr(self.metric, name).cpu() for name in REAL}
+        return {name: getattr(self.metric, name).cpu() for name in REAL_FEATURES}
 
     @torch.no_grad()
     def update(self, batch, real):

@@ -2,7 +2,7 @@
 
 import torch
 
-SEEDS = 2**32  # torch.Generator distinguishes no more
+SEED_COUNT = 2**32  # torch.Generator distinguishes no more
 
 
 def latents(seeds, nz):

@@ -11,7 +11,7 @@ from support.errors import UserError
 from support.sources import Source, open_image, size_and_mtime
 
 
-class Lmdb(Source):
+class LsunSource(Source):
     """The images of LSUN's `<class>_lmdb` folders."""
 
     def __init__(self, folders):
@@ -34,7 +34,7 @@ class Lmdb(Source):
             raise UserError(f"{folder}/data.mdb is cut off: download or copy it again")  # reading it would crash
         return base
 
-    def ready(self):
+    def prepare_for_workers(self):
         for folder in self.folders if not self.keys else ():
             with self.open_database(folder) as base, base.begin() as transaction:
                 self.keys.append(np.array(list(transaction.cursor().iternext(values=False))))
@@ -62,7 +62,7 @@ class Lmdb(Source):
 def open_lsun(dataroot, image_size, classes):
     root = Path(dataroot or "data")
     if (root / "data.mdb").is_file():
-        return Lmdb([root])
+        return LsunSource([root])
     names = dict.fromkeys(name.strip().removesuffix("_train") for name in classes.split(",") if name.strip())
     folders = [root / f"{name}_train_lmdb" for name in names]
     missing = [folder for folder in folders if not (folder / "data.mdb").is_file()]
@@ -70,4 +70,4 @@ def open_lsun(dataroot, image_size, classes):
         there = ", ".join(sorted(p.name.removesuffix("_train_lmdb") for p in root.glob("*_train_lmdb"))) or "none"
         looked_for = (missing or [root / "<class>_train_lmdb"])[0] / "data.mdb"
         raise UserError(f"--classes {classes}: looked for {looked_for}; classes in {root}: {there}")
-    return Lmdb(folders)
+    return LsunSource(folders)

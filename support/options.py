@@ -106,7 +106,7 @@ def parse_options(parser, argv, world_size):
     args = parser.parse_args(argv)
     folder, checkpoint = RunFolder(args.outf), None
     try:
-        folder.check_free(args.resume)
+        folder.check_can_start(args.resume)
         checkpoint = folder.load_checkpoint() if args.resume else None
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():

@@ -30,9 +30,9 @@ class RunFolder:
         self.skipped = self.path / "skipped.txt"
         self.newest_is_intact = True
         self.thread, self.task = ThreadPoolExecutor(1), None
-        self.plotted, self.failed_decoration = -math.inf, set()
+        self.plotted, self.failed_drawings = -math.inf, set()
 
-    def check_free(self, resume):
+    def check_can_start(self, resume):
         """Raise UserError if a run could not be written here, or would overwrite another."""
         check_writable(self.path)
         is_run = self.newest.exists() or self.previous.exists()
@@ -61,7 +61,7 @@ class RunFolder:
         if self.lock is None:
             raise UserError(f"--outf {self.path}: another run is writing there; choose another --outf")
         if resumed is None:
-            self.check_free(resume=False)
+            self.check_can_start(resume=False)
         elif (self.load_checkpoint(warn=False) or {}).get("steps") != resumed["steps"]:
             raise UserError(f"--outf {self.path}: another run has continued this one meanwhile; start again")
         for partial in self.path.glob(".*.part"):
@@ -103,10 +103,10 @@ class RunFolder:
             for name in ("netG", "netD", "netG_ema"):
                 if name in state:
                     self.save_weights(f"{name}_epoch_{epoch}", state[name])
-            self.decorate(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
+            self.draw_or_warn(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
         self.save_checkpoint(state)
         if last or time.monotonic() - self.plotted > PLOT_SECONDS:
-            self.decorate(plot_losses, "losses.png", rows, steps_per_epoch)
+            self.draw_or_warn(plot_losses, "losses.png", rows, steps_per_epoch)
             self.plotted = time.monotonic()
 
     def load_checkpoint(self, warn=True):
@@ -127,13 +127,13 @@ class RunFolder:
                 return state
         return None
 
-    def decorate(self, draw, name, *arguments):
+    def draw_or_warn(self, draw, name, *arguments):
         """Call draw(path of the file `name`, *arguments); warn, once, if that fails: a plot must not end a run."""
         try:
             draw(self.path / name, *arguments)
         except Exception as error:  # a backend, a font or a disk: training goes on without the plot
-            if draw not in self.failed_decoration:
-                self.failed_decoration.add(draw)
+            if draw not in self.failed_drawings:
+                self.failed_drawings.add(draw)
                 tqdm.write(f"warning: {name} is not drawn ({error_text(error)}); training continues", sys.stderr)
 
     def in_background(self, function, *arguments):

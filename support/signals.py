@@ -6,12 +6,14 @@ import signal
 class StopSignal:
     """While open, the first SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
-    A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored. patient: a second one ends
-    nothing. A launcher of several processes repeats what the terminal has sent to each, and ends those that linger.
+    A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored.
+
+    ignore_repeats: a second signal ends nothing. In a job of several processes, the launcher sends each process again
+    what the terminal has already sent, and ends those that take too long.
     """
 
-    def __init__(self, patient=False):
-        self.patient = patient
+    def __init__(self, ignore_repeats=False):
+        self.ignore_repeats = ignore_repeats
 
     def __enter__(self):
         self.received, names = 0, ("SIGINT", "SIGTERM", "SIGHUP")
@@ -24,7 +26,7 @@ class StopSignal:
 
     def receive(self, received, _):
         self.received = received
-        for signum in () if self.patient else self.before:
+        for signum in () if self.ignore_repeats else self.before:
             signal.signal(signum, signal.SIG_DFL)
 
     def __exit__(self, *_):

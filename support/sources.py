@@ -26,7 +26,7 @@ class Source:
         """Return the name of image i in a report."""
         return f"image {i}"
 
-    def ready(self):
+    def prepare_for_workers(self):
         """Do what the main process must do once, before several processes read images."""
 
     def close(self):
@@ -37,7 +37,7 @@ class Source:
         raise NotImplementedError
 
 
-class Files(Source):
+class FolderSource(Source):
     """All images below the folder `root`: flat, in class folders or deeper. Hidden files are left out."""
 
     def __init__(self, root):
@@ -82,7 +82,7 @@ class Files(Source):
         return [str(self.root.resolve()), [(name, *size_and_mtime(self.root / name)) for name in self.names]]
 
 
-class Torchvision(Source):
+class TorchvisionSource(Source):
     """A data set of torchvision's that holds its images in memory (`data`), or makes them."""
 
     def __init__(self, dataset):
@@ -110,13 +110,13 @@ def open_folder(dataroot, image_size, classes):
         raise UserError(
             "--dataroot is missing: name a folder of images, as in --dataroot photos with photos/any/name.jpg"
         )
-    return Files(dataroot)
+    return FolderSource(dataroot)
 
 
 def open_torchvision(kind, dataroot, image_size, classes):
     root = Path(dataroot or "data")
     try:
-        return Torchvision(kind(root, train=True, download=True))
+        return TorchvisionSource(kind(root, train=True, download=True))
     except Exception as error:  # no network, a folder that cannot be written, files that are not what they should be
         raise UserError(
             f"--dataroot {root}: {kind.__name__} is not there in torchvision's layout, and the download failed:"
@@ -125,7 +125,7 @@ def open_torchvision(kind, dataroot, image_size, classes):
 
 
 def open_fake(dataroot, image_size, classes):
-    return Torchvision(datasets.FakeData(image_size=(3, image_size, image_size)))
+    return TorchvisionSource(datasets.FakeData(image_size=(3, image_size, image_size)))
 
 
 def size_and_mtime(path):

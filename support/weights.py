@@ -34,7 +34,7 @@ def load_network(kind, other, path, average):
     net = preferred[1].float().eval()
     bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
     if bad:
-        raise UserError(f"{path}: {bad[0]} is not finite, because its run had diverged; use an earlier file")
+        raise UserError(f"{path}: {bad[0]} has values that are not finite, since its run diverged; use an earlier file")
     return net
 
 

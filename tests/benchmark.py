@@ -40,7 +40,7 @@ from support.decoding import DecodedImages
 from support.distributed import init_distributed
 from support.latents import latents
 from support.plots import write_png
-from support.sources import Files
+from support.sources import FolderSource
 from training import Trainer, TrainerSettings
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
@@ -176,7 +176,7 @@ def our_epoch(device, folder, precision):
 
 def our_transform(device, folder):
     torch.set_num_threads(1)
-    prepared = DecodedImages(Files(folder), SIZE, 3)
+    prepared = DecodedImages(FolderSource(folder), SIZE, 3)
 
     def work():
         for i in range(0, SOME, BATCH):

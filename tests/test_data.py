@@ -17,7 +17,7 @@ from helpers import (
 from torchvision import datasets
 
 from data import SOURCES, PreparedImages, load_images
-from support.cartoon import Cartoons
+from support.cartoon import CartoonSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -44,7 +44,7 @@ def test_an_unknown_dataset_is_refused_with_those_there_are():
 @pytest.mark.parametrize("dataset", ["cartoon", "fake"])
 def test_images_that_the_program_makes_are_the_same_from_the_cache(dataset, monkeypatch):
     assert len(load_images(dataset, None, 16, cache="none")) == {"cartoon": 10_000, "fake": 1000}[dataset]
-    for source in (Cartoons, datasets.FakeData):
+    for source in (CartoonSource, datasets.FakeData):
         monkeypatch.setattr(source, "__len__", lambda _: 30)
     streamed, cached = (load_images(dataset, None, 16, cache=cache) for cache in ("none", None))
     assert_same(epoch_of(cached, 16), epoch_of(streamed, 16))
@@ -99,7 +99,7 @@ def test_processes_share_every_batch_evenly(count, world_size):
     shards = [numbers(epoch_of(images, 12, 1, 2, rank=rank, world_size=world_size)) for rank in range(world_size)]
     assert [sum(step, []) for step in zip(*shards, strict=True)] == expected
     assert all(len(set(map(len, step))) == 1 for step in zip(*shards, strict=True))
-    assert images.count(12, world_size) == (len(expected), sum(map(len, expected)))
+    assert images.epoch_size(12, world_size) == (len(expected), sum(map(len, expected)))
 
 
 @pytest.mark.parametrize(
@@ -116,7 +116,7 @@ def test_processes_share_every_batch_evenly(count, world_size):
 )
 def test_the_steps_and_images_of_an_epoch(count, batch_size, world_size, expected):
     images = PreparedImages(np.empty((count, 1, 1, 1), np.uint8), [], [])
-    assert images.count(batch_size, world_size) == expected
+    assert images.epoch_size(batch_size, world_size) == expected
 
 
 # Where the images are

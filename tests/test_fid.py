@@ -203,7 +203,7 @@ def corners(cache, monkeypatch):
     """Runs measure with CornersMeter, and draw nothing, which would take longer than all else here."""
     monkeypatch.setattr(dcgan, "FidMeter", CornersMeter)
     monkeypatch.setattr("support.options.check_installed", lambda: None)  # it needs less than the usual meter
-    monkeypatch.setattr(RunFolder, "decorate", lambda *_: None)
+    monkeypatch.setattr(RunFolder, "draw_or_warn", lambda *_: None)
 
 
 def distances_of(folder):
@@ -283,7 +283,7 @@ def test_a_stopped_run_does_not_wait_for_its_distance(tmp_path, monkeypatch):
         if name == "losses.png":
             plotted.append([row["epoch"] for row in arguments[0] if "fid" in row])
 
-    monkeypatch.setattr(RunFolder, "decorate", record)
+    monkeypatch.setattr(RunFolder, "draw_or_warn", record)
     monkeypatch.setattr(RunFolder, "in_background", at_once)
     assert run_dcgan(folder, "--resume") == 0
     assert plotted == [[0, 1], [0, 1], [0, 1, 2]]  # measured, plotted; then saved, measured

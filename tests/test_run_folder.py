@@ -63,7 +63,7 @@ def test_weights_without_a_checkpoint_are_not_overwritten(tmp_path, few_steps, c
         folder.mkdir()
         (folder / name).write_bytes(b"best")
         with pytest.raises(UserError, match="holds weights, but no checkpoint to resume"):
-            RunFolder(folder).check_free(resume=True)
+            RunFolder(folder).check_can_start(resume=True)
         assert_refused(
             lambda folder=folder: run_dcgan(folder, *few_steps, "--dry-run"), capsys, "holds weights, but no checkpoint"
         )
@@ -92,10 +92,10 @@ def test_only_what_a_dry_run_wrote_is_removed(tmp_path):
         (tmp_path / "args.json").write_text(text)
         assert not folder.is_dry_run()
         with pytest.raises(UserError, match="holds a run"):
-            folder.check_free(resume=False)
+            folder.check_can_start(resume=False)
     folder.save_settings({"dry_run": True})
     assert json.loads((tmp_path / "args.json").read_text()) == {"dry_run": True}
-    folder.check_free(resume=False)
+    folder.check_can_start(resume=False)
     folder.open()
     assert {path.name for path in files(tmp_path)} - {".lock"} == {"args.json", "netG_mine.pth", "photo.png"}
 
@@ -279,8 +279,8 @@ def test_decoration_that_fails_is_warned_of_once(tmp_path, capsys):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     for draw in (no_font, drawn.append, no_font, no_space, no_font):
-        folder.decorate(draw, f"{draw.__name__}.png")
-    folder.decorate(lambda path, *numbers: drawn.append(numbers), "b.png", 1, 2)
+        folder.draw_or_warn(draw, f"{draw.__name__}.png")
+    folder.draw_or_warn(lambda path, *numbers: drawn.append(numbers), "b.png", 1, 2)
     lines = ["warning: no_font.png is not drawn (no font); training continues"]
     lines += ["warning: no_space.png is not drawn ([Errno 28] No space left on device); training continues"]
     assert capsys.readouterr().err.splitlines() == lines

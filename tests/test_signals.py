@@ -33,7 +33,7 @@ def test_a_second_signal_ends_the_process_at_once():
 
 
 def test_a_patient_one_survives_a_second_signal():
-    with StopSignal(patient=True) as stop:
+    with StopSignal(ignore_repeats=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGINT)

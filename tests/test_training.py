@@ -159,7 +159,7 @@ def test_weights_that_are_not_finite_are_found(name):
     trainer = small_trainer()
     trainer.check_finite()
     next(getattr(trainer, name).parameters()).data[0, 0, 0, 0] = math.nan
-    with pytest.raises(UserError, match=f"^{name} is not finite: the run has diverged"):
+    with pytest.raises(UserError, match=f"^a weight of {name} is not finite: the run has diverged"):
         trainer.check_finite()
 
 
