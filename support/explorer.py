@@ -7,11 +7,10 @@ import string
 from pathlib import Path
 
 import torch
-from PIL import Image
-from torchvision.utils import make_grid
 
 from support.files import write_atomically
 from support.latents import SEED_COUNT, latents
+from support.plots import make_grid, to_pil
 
 PLANES = 6  # seeds, each with a plane through its latent vector
 PAGE = Path(__file__).with_suffix(".html")
@@ -41,7 +40,7 @@ def write_explorer(netG, generate, manual_seed, outf):
     sheets = []
     for seed in range(manual_seed, manual_seed + PLANES):
         images = generate(netG, plane(latents([seed], netG.nz)[0], seed, across))
-        sheet = Image.fromarray(make_grid(images, nrow=across, padding=0).permute(1, 2, 0).numpy())
+        sheet = to_pil(make_grid(images, across))
         file, kind = io.BytesIO(), "png" if netG.image_size % 8 else "jpeg"  # a block of a JPEG would mix two images
         sheet.save(file, kind, **({"quality": 88, "subsampling": 0} if kind == "jpeg" else {}))
         data = base64.b64encode(file.getvalue()).decode()

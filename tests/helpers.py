@@ -55,7 +55,7 @@ def finish(process, code=0, seconds=100):
     """Wait for a process, check its exit code, and return what it wrote to standard error."""
     output, errors = process.communicate(timeout=seconds)
     assert process.returncode == code, output + errors
-    assert "Traceback" not in errors
+    assert "Traceback" not in errors, errors
     return errors
 
 
@@ -297,7 +297,7 @@ def image_of(path, seed):
 
 def tile(grid, row, column):
     """Return an image of SIZE x SIZE in a grid of images."""
-    top, left = 2 + row * (SIZE + 2), 2 + column * (SIZE + 2)  # make_grid puts 2 pixels between
+    top, left = 2 + row * (SIZE + 2), 2 + column * (SIZE + 2)  # 2 pixels between
     return np.asarray(grid)[top : top + SIZE, left : left + SIZE]
 
 

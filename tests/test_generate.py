@@ -53,6 +53,15 @@ def test_images_depend_on_weights_and_seed_alone(unbroken, tmp_path):
     assert np.abs(shown - ((x.numpy() + 1) * 127.5)).max() < 0.51
 
 
+def test_the_first_image_waits_for_no_slow_import(weights_file):
+    """Each of these takes as long as a third of torch, or longer."""
+    command = ["--load_path", str(weights_file), "--num_output", "1", "--outf", str(weights_file.parent / "one")]
+    program = f"import sys, generate; generate.main({command}); print(*sys.modules)"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert "torch" in found.stdout.split()
+    assert not {"torchvision", "matplotlib", "torch._dynamo"} & set(found.stdout.split())
+
+
 @pytest.mark.parametrize("size", [16, 28, 32, 64, 96, 128, 256])
 @pytest.mark.parametrize("nc", [1, 3])
 def test_images_of_every_size_are_written(size, nc, tmp_path):
