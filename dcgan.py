@@ -44,9 +44,9 @@ class Run:
     folder: RunFolder
     log: Log
     fid_meter: FidMeter | None  # of rank 0, with --fid
-    epoch: int = 0  # finished epochs
-    step: int = 0  # finished steps of the next epoch
-    fid_samples: int = 0  # of each FID in the log; --fid 0 measures none until the next --resume
+    epoch: int = 0  # epochs finished
+    step: int = 0  # steps finished in the current epoch
+    fid_samples: int = 0  # samples of each FID in the log; kept in the checkpoint even where --fid 0 measures none
     hint_printed: bool = False
 
     def __post_init__(self):
@@ -61,9 +61,9 @@ class Run:
 def main(argv=None):
     """Train as the command line `argv` asks. Returns the exit code: 0 done, 1 failed, 2 refused, 128 + a signal.
 
-    Raises SystemExit for a bad option. From now on, SIGTERM exits with 143.
+    Raises SystemExit for a bad option.
     """
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts; see StopSignal
     parser = build_parser(__doc__.splitlines()[0], SOURCES)
     args, in_training = None, False
     try:
@@ -166,9 +166,10 @@ def check_same_sizes(wanted, loaded, name):
 def prepare_images(args):
     """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError."""
     rank, world_size = distributed.rank_and_world_size()
-    here, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
-    # While one process of a machine prepares the array, it can use the workers of all.
-    workers = args.workers if args.cache == "none" else max(args.workers, min(args.workers * here, os.cpu_count() or 1))
+    local_size, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
+    workers = args.workers
+    if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
+        workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
     if not first:
         distributed.all_gather_object(None)  # wait for the first process of this machine
@@ -210,7 +211,7 @@ def restore(trainer, checkpoint, args, images):
 
 
 def open_folder(run, checkpoint):
-    """Open the run folder and log of rank 0; of a new run, save its first checkpoint and some real images."""
+    """Open the run folder and log of rank 0; for a new run, save its first checkpoint and some real images."""
     args = run.args
     first = None if checkpoint else checkpoint_of(run)  # all processes call it
     if run.rank > 0:
@@ -228,12 +229,12 @@ def open_folder(run, checkpoint):
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args = run.args
-    total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: where there is no terminal
+    total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: hidden without a terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
     signum, stopped = 0, False
     last = run.log.rows[-1] if run.log.rows else {"step": None}
     if run.fid_meter and run.step == 0 and last["step"] == run.trainer.steps and "fid" not in last:
-        measure_fid(run)  # the run stopped before it could, or did not measure until now
+        measure_fid(run)  # the run was stopped before its last FID, or had no --fid
     with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
         while run.epoch < args.niter and not stopped:
             # Train
@@ -243,8 +244,8 @@ def train(run):
             warn_skipped(run)
 
             # Report
-            whole = run.step >= run.steps_per_epoch
-            if whole:
+            finished_epoch = run.step >= run.steps_per_epoch
+            if finished_epoch:
                 run.epoch, run.step = run.epoch + 1, 0
                 if run.rank == 0:
                     tqdm.write(epoch_summary(run.log.rows, run.epoch, args.niter))
@@ -254,8 +255,8 @@ def train(run):
             signum = distributed.all_reduce_max(stop.received)  # it may have come since the last step
             stopped = stopped or bool(signum)
             if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
-                save(run, whole or args.dry_run, last=stopped or run.epoch == args.niter)
-                if run.fid_meter and (whole or args.dry_run):
+                save(run, finished_epoch or args.dry_run, last=stopped or run.epoch == args.niter)
+                if run.fid_meter and (finished_epoch or args.dry_run):
                     measure_fid(run, lambda: stop.received)
                 signum = distributed.all_reduce_max(stop.received)
                 stopped = stopped or bool(signum)
@@ -271,7 +272,10 @@ def train(run):
 
 
 def train_epoch(run, bar, stop):
-    """Take the remaining steps of an epoch, or only some until a signal or in a dry run; return the signal, or 0."""
+    """Take the remaining steps of an epoch; stop after a signal, or after one step of a dry run.
+
+    Returns the number of the signal, or 0.
+    """
     args, averages = run.args, StepAverages()
     for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.step, run.rank, run.world_size):
         count = len(batch) * run.world_size
@@ -291,7 +295,7 @@ def train_epoch(run, bar, stop):
 
 
 def add_log_row(run, means, bar):
-    """Add the mean StepResult of some steps to the log, and show it after the progress bar."""
+    """Add the mean StepResult of some steps to the log, and show it to the right of the progress bar."""
     run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps, "images": run.images_seen()} | means)
     bar.set_postfix_str(bar_text(means))
     if not run.hint_printed and D_wins(run.log.rows[-HINT_STEPS:]):
@@ -299,19 +303,19 @@ def add_log_row(run, means, bar):
         tqdm.write(HINT, sys.stderr)
 
 
-def save(run, whole, last):
-    """Save a checkpoint, and at the end of a `whole` epoch weights and samples, without waiting for the disk.
+def save(run, with_weights, last):
+    """Save a checkpoint and, `with_weights`, also weights files and samples, without waiting for the disk.
 
-    Raises UserError, before anything is written, if a weight is not finite; and what the save before raised.
+    Raises UserError, before anything is written, if a weight is not finite. Also raises any error of the save before.
     """
     args, trainer = run.args, run.trainer
     processes = 1 if args.sync_bn else run.world_size
-    trainer.refresh_statistics(min(128, args.batch_size // processes))  # as in training, but at most 128
+    trainer.set_batch_norm_statistics(min(128, args.batch_size // processes))  # as in training, but at most 128
     trainer.check_finite()
     state = checkpoint_of(run)
     if run.rank == 0:
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
-        samples = generate_images(trainer.sampling_generator, z) if whole else None
+        samples = generate_images(trainer.sampling_generator, z) if with_weights else None
         rows = [dict(row) for row in run.log.rows]
         run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch, last)
 
@@ -324,7 +328,7 @@ def checkpoint_of(run):
 
 
 def measure_fid(run, stopped=lambda: False):
-    """Measure the generator of the log's last row, unless stopped(); keep its weights if it is the best."""
+    """Measure the FID of the generator for the log's last row, unless stopped(); keep the weights of the best."""
     netG = run.trainer.sampling_generator
     distance = run.fid_meter.distance(netG, stopped)
     if distance is None:
@@ -341,11 +345,10 @@ def measure_fid(run, stopped=lambda: False):
 def warn_skipped(run):
     """Warn of images and folders left out since the last call, and list them in skipped.txt.
 
-    With several processes, all must call it: where images are decoded at every use, each knows its own.
+    With several processes, all must call it: where images are decoded at every use, each knows only those of its shard.
     """
-    everything = {"image": [each for reports in distributed.all_gather_object(run.images.skipped) for each in reports]}
-    everything["folder"] = run.images.unlisted
-    for kind, reports in everything.items() if run.rank == 0 else ():
+    images = [report for reports in distributed.all_gather_object(run.images.skipped) for report in reports]
+    for kind, reports in (("image", images), ("folder", run.images.unlisted)) if run.rank == 0 else ():
         new = [report for report in dict.fromkeys(reports) if report not in run.warned_about]
         if new:
             names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")

@@ -1,4 +1,4 @@
-"""Sample images from a trained DCGAN generator, walk between them, add and subtract them.
+"""Generate images with a trained DCGAN; walk between latent vectors, add and subtract them.
 
 python generate.py --load_path out --num_output 64
 python generate.py --load_path out --interpolate 8
@@ -33,7 +33,8 @@ def build_parser():
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
-    add("--arithmetic", type=seed_groups, metavar="SEEDS", help="mean latent vectors, added: 1,5,9-2,4+7,8")
+    arithmetic = "add and subtract mean latent vectors of seeds, such as 1,5,9-2,4+7,8: arithmetic.png"
+    add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
     add("--explore", action="store_true", help="write explore.html, a page that moves through latent space")
     add("--outf", default="generated", metavar="DIR", help="output folder (default: %(default)s)")
     add(
@@ -42,11 +43,11 @@ def build_parser():
         type=count,
         default=64,
         metavar="N",
-        help="images at a time (default: %(default)s)",
+        help="images generated before they are written (default: %(default)s)",
     )
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
-    add("--show", action="store_true", help="show the grid in a window at the end")
+    add("--show", action="store_true", help="show the first image file in a window at the end")
     return parser
 
 
@@ -80,7 +81,8 @@ def main(argv=None):
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        parser.exit(1, "generate.py: out of memory; without --cuda it runs on the CPU\n")
+        way_out = "" if device.type == "cpu" else "; leave out --cuda or --accel to use the CPU"
+        parser.exit(1, f"generate.py: out of memory on {device}{way_out}\n")
     except OSError as error:
         parser.exit(1, f"generate.py: {error}\n")
     except KeyboardInterrupt:

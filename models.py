@@ -30,7 +30,7 @@ __all__ = [
 
 
 def weights_init(module):
-    """Initialise one layer as the paper does (section 4): weights N(0, 0.02); batch norm's scale N(1, 0.02), shift 0.
+    """Initialise one layer: weights N(0, 0.02²), as in the paper (section 4); batch norm's scale N(1, 0.02²), shift 0.
 
     Use as `net.apply(weights_init)`; deterministic under `torch.manual_seed`.
     """
@@ -44,8 +44,8 @@ def weights_init(module):
 class Generator(nn.Module):
     """G(z): latent vectors (N, nz) or (N, nz, 1, 1) from N(0, 1) to images (N, nc, image_size, image_size) in [-1, 1].
 
-    Layers and shapes are those of the paper (figure 1, section 3), names those of the public PyTorch example. Raises
-    UserError for an image_size that no DCGAN can have.
+    The architecture's rules are the paper's (section 3); kernels, channels and names are those of the public PyTorch
+    example. Raises UserError for an image_size not in IMAGE_SIZES.
     """
 
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
@@ -64,8 +64,8 @@ class Generator(nn.Module):
         return self.main(z.reshape(z.shape[0], self.nz, 1, 1))  # (N, nc, image_size, image_size)
 
     @staticmethod
-    def sizes(first, last, doublings):
-        """Return the sizes of a generator from the shapes of its first and last weights."""
+    def arguments_from_shapes(first, last, doublings):
+        """Return the arguments of a generator whose first and last weights have these shapes."""
         return {"nz": first[0], "ngf": last[0], "nc": last[1], "image_size": first[2] << doublings}
 
 
@@ -99,8 +99,8 @@ class Discriminator(nn.Module):
         return self.main[-1](self.logits(x))  # (N,)
 
     @staticmethod
-    def sizes(first, last, doublings):
-        """Return the sizes of a discriminator from the shapes of its first and last weights."""
+    def arguments_from_shapes(first, last, doublings):
+        """Return the arguments of a discriminator whose first and last weights have these shapes."""
         return {"ndf": first[0], "nc": first[1], "image_size": last[2] << doublings}
 
 
@@ -108,9 +108,9 @@ class Discriminator(nn.Module):
 def generate_images(netG, z):
     """Return the images of z, (N, nz), with batch norm in eval mode: uint8 (N, nc, image_size, image_size) on the CPU.
 
-    An image depends on the weights and on its own latent vector alone, on one device and PyTorch version. A
-    convolution's last bits depend on the batch size and on the layout of its weights, so the network always gets
-    batches of one size, padded, in one layout, which its weights keep; and on CUDA, kernels are not chosen by timing.
+    An image depends only on the weights and on its own latent vector, as long as device and PyTorch version stay the
+    same. A convolution's last bits depend on the batch size and on the layout of its weights. So netG is converted to
+    one layout, and stays so; batches are padded to one size; and on CUDA, kernels are not chosen by timing.
     """
     device, was_training = next(netG.parameters()).device, netG.training
     block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 images at 64 x 64, fewer of larger ones
@@ -135,7 +135,7 @@ def set_batch_norm_statistics(netG, z):
     weights, or, for averaged weights, belongs to others.
     """
     norms = {layer: ([], []) for layer in netG.main if isinstance(layer, nn.BatchNorm2d)}
-    layers = list(netG.main)[:-3]  # the last norm is followed by ReLU, a convolution and tanh
+    layers = list(netG.main)[:-3]  # up to the last batch norm: what follows changes no statistics
     for batch in z:
         x = batch.reshape(-1, netG.nz, 1, 1)
         for layer in layers:
@@ -156,8 +156,8 @@ def load_generator(path, average=True):
     """Return a generator from a file, in eval mode on the CPU; nz, ngf, nc and image_size follow from its weights.
 
     path: a weights file of any DCGAN of these shapes, whatever its layers are called, alone or nested in a dictionary;
-    a checkpoint; or a run folder (netG_best.pth if it is there, otherwise the newest weights). average: where both are
-    there, take the averaged generator, not the plain one.
+    a checkpoint; or a run folder. average: where both are there, take the averaged generator, not the plain one; in a
+    run folder, netG_best.pth if it is there, otherwise the newest weights.
     Raises UserError if there is none, or if its weights have other shapes or are not finite.
     """
     return load_network(Generator, Discriminator, path, average)

@@ -40,14 +40,14 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=contextlib.
     """Take one step of both networks (Radford et al. 2016, section 4; Goodfellow et al. 2014, algorithm 1, k = 1).
 
     real: (N, nc, s, s) in [-1, 1]; z: (N, nz) from N(0, 1); autocast: the context in which the networks compute.
-    Returns a StepResult of tensors with no dimensions. With several processes, each takes its shard of the batch.
+    Returns a StepResult of scalar tensors. With several processes, each takes its shard of the batch.
     """
     # (1) Update D: maximise log D(x) + log(1 - D(G(z)))
     netD.requires_grad_(True)
     optimizerD.zero_grad()
     with autocast:
         fake = netG(z)
-        real_logits, fake_logits = netD.logits(real), netD.logits(fake.detach())  # two passes: batch norm must not mix
+        real_logits, fake_logits = netD.logits(real), netD.logits(fake.detach())  # batch norm must not mix them
     loss_D_real, loss_D_fake = bce(real_logits, 1), bce(fake_logits, 0)
     loss_D = loss_D_real + loss_D_fake
     loss_D.backward()
@@ -71,7 +71,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=contextlib.
 def bce(logits, label):
     """Return the binary cross-entropy in nats, the mean over D's logits (N,): -log D for label 1, -log(1 - D) for 0.
 
-    From logits in float32 it is exact where a sigmoid, all the more one in bfloat16, would round to 0 or 1.
+    It is computed from logits in float32: a sigmoid, above all in bfloat16, would round to 0 or 1.
     """
     return F.binary_cross_entropy_with_logits(logits.float(), torch.full_like(logits, label, dtype=torch.float32))
 
@@ -81,13 +81,13 @@ def mean_probability(logits):
 
 
 @torch.no_grad()
-def update_ema(netG_ema, netG, ema_weight):
-    """Move the moving average towards G: average = (1 - ema_weight) * average + ema_weight * weight.
+def update_ema(netG_ema, netG, one_minus_decay):
+    """Move the moving average towards G: average = decay * average + (1 - decay) * parameter.
 
-    ema_weight: a tensor with no dimensions, on the device.
+    one_minus_decay: a scalar tensor on the device.
     """
-    for average, weight in zip(netG_ema.parameters(), netG.parameters(), strict=True):
-        average.lerp_(weight, ema_weight)
+    for average, parameter in zip(netG_ema.parameters(), netG.parameters(), strict=True):
+        average.lerp_(parameter, one_minus_decay)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class TrainerSettings:
     flip: bool = False  # mirror each image with a probability of one half
     sync_bn: bool = False  # batch norm over the batches of all processes
     compile: bool = False  # compile the networks with torch.compile
-    batch_size: int = 0  # images of this process in a whole batch: only such steps are compiled, and captured on CUDA
+    batch_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
 
 
 class Trainer:
@@ -125,36 +125,36 @@ class Trainer:
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **adam)
         self.optimizerD = torch.optim.Adam(self.netD.parameters(), **adam)
         self.noise = torch.Generator(device).manual_seed(settings.seed + self.rank)
-        self.ema_weight = torch.zeros((), device=device)  # a tensor, for a captured step to read
+        self.one_minus_decay = torch.zeros((), device=device)  # a tensor, for a CUDA graph to read
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
         self.compiled = compile_networks(self.netG, self.netD) if settings.compile else None
         self.captured_step = self.new_captured_step()
 
     def new_captured_step(self):
-        """Return a CapturedStep, or None where steps are not captured: without CUDA, and in several processes."""
+        """Return a CapturedStep, or None where there is no CUDA graph: without CUDA, and in several processes."""
         return CapturedStep(self) if self.device.type == "cuda" and self.world_size == 1 else None
 
     def step(self, batch):
         """Take one step with a batch, uint8 (N, nc, s, s); return its StepResult as a tensor (7,) on the device."""
-        self.ema_weight.fill_(1 - min(self.settings.ema, (1 + self.steps) / (10 + self.steps)))
+        self.one_minus_decay.fill_(1 - min(self.settings.ema, (1 + self.steps) / (10 + self.steps)))
         batch = to_device(batch, self.device)
-        whole = len(batch) == self.settings.batch_size
-        result = self.captured_step(batch) if whole and self.captured_step else self.eager_step(batch)
+        full = len(batch) == self.settings.batch_size
+        result = self.captured_step(batch) if full and self.captured_step else self.eager_step(batch)
         self.steps += 1
         return result
 
     def eager_step(self, batch):
-        """Take the step that `step` returns, not captured; `batch` is on the device."""
+        """Take one step without a CUDA graph, with a batch on the device; return what `step` does."""
         real = batch.contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [0, 255] to [-1, 1]
         if self.settings.flip:
             mirrored = torch.rand(len(batch), 1, 1, 1, device=self.device, generator=self.noise) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
         z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
-        whole = len(batch) == self.settings.batch_size
-        nets = self.compiled if self.compiled and whole else (self.netG, self.netD)
+        full = len(batch) == self.settings.batch_size
+        nets = self.compiled if self.compiled and full else (self.netG, self.netD)
         result = train_step(*nets, self.optimizerG, self.optimizerD, real, z, self.autocast)
         if self.netG_ema is not None:
-            update_ema(self.netG_ema, self.netG, self.ema_weight)
+            update_ema(self.netG_ema, self.netG, self.one_minus_decay)
         return torch.stack(result)
 
     @property
@@ -162,7 +162,7 @@ class Trainer:
         """The generator to sample from: the averaged one, or the plain one where there is no average."""
         return self.netG if self.netG_ema is None else self.netG_ema
 
-    def refresh_statistics(self, batch_size):
+    def set_batch_norm_statistics(self, batch_size):
         """Compute the generators' batch-norm statistics from about 1,024 fresh latents, in batches as in training."""
         noise = torch.Generator().manual_seed(self.steps)  # not the training noise, which must not change
         z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=noise).to(self.device)
@@ -188,7 +188,7 @@ class Trainer:
         return state | {"noise": all_gather_object(self.noise.get_state()), "steps": self.steps}
 
     def load_state_dict(self, state):
-        """Take over what `state_dict` returned, on a device of any kind. Raises an exception if it does not fit."""
+        """Load what `state_dict` returned, on a device of any kind. Raises an exception if it does not fit."""
         for name, part in (self.networks() | {"optimizerG": self.optimizerG, "optimizerD": self.optimizerD}).items():
             part.load_state_dict(state[name])
         for optimizer in (self.optimizerG, self.optimizerD):

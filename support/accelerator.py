@@ -158,7 +158,7 @@ class CapturedStep:
             if is_out_of_memory(error):
                 raise
             self.can_capture = False
-            print(f"warning: the step is not captured, which is slower ({error_text(error)})", file=sys.stderr)
+            print(f"warning: no CUDA graph, so training is slower ({error_text(error)})", file=sys.stderr)
         finally:
             self.set_capturable(False)
 

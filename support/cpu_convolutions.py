@@ -1,4 +1,4 @@
-"""The innermost convolutions on a CPU, as matrix products."""
+"""The convolutions with the smallest feature maps, as matrix products on a CPU."""
 
 import itertools
 
@@ -8,7 +8,7 @@ from torch import nn
 
 
 def use_matmul_convolutions(net):
-    """Replace the innermost convolutions of a Generator or Discriminator by matrix products for training in float32.
+    """Replace G's first two convolutions, or D's last two, by matrix products for training in float32.
 
     The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the paper's
     100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the 512 x 256

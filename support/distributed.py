@@ -37,23 +37,23 @@ def init_distributed(hours=6):
 
 
 def run_and_exit(main):
-    """Exit with the code that main() returns; in a job, leave it first.
+    """Exit with the code that main() returns; in a job of several processes, leave the process group first.
 
     When a collective has returned, a thread of gloo's still drops its tensors, for which it needs the interpreter. If
     that is shutting down, the thread aborts the process with exit code 134 (pytorch issue 190489). Destroying the
     process group waits for such threads. A process that failed waits for nobody, since NCCL could wait for ever.
     """
-    together = False
+    succeeded = False
     try:
         code = main()
-        together = code not in (1, 2)
+        succeeded = code not in (1, 2)
     except SystemExit as end:
         code = end.code
     except BaseException:
         traceback.print_exc()
         code = 1
     if dist.is_available() and dist.is_initialized():
-        if not together:
+        if not succeeded:
             sys.stdout.flush(), sys.stderr.flush()
             os._exit(code)
         dist.destroy_process_group()
@@ -94,7 +94,7 @@ def broadcast_object(value):
 
 
 def all_reduce_max(number):
-    """Return the largest of every process's whole numbers."""
+    """Return the largest of all processes' whole numbers."""
     if rank_and_world_size()[1] == 1:
         return number
     values = torch.tensor(number)
@@ -103,7 +103,7 @@ def all_reduce_max(number):
 
 
 def all_reduce_mean(values):
-    """Return the mean of every process's tensor, which it replaces."""
+    """Return the mean of a tensor over all processes, computed in place."""
     world_size = rank_and_world_size()[1]
     if world_size > 1:
         dist.all_reduce(values)

@@ -1,10 +1,10 @@
-"""The error that a user can mend, and texts for messages."""
+"""The error that a user can fix, and texts for messages."""
 
 import textwrap
 
 
 class UserError(ValueError):
-    """A request, file or folder that the user can mend. The message is one line that names it and the way out."""
+    """An error that the user can fix: its one-line message names the option or file, and says what to do."""
 
 
 def error_text(error):

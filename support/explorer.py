@@ -17,9 +17,9 @@ PAGE = Path(__file__).with_suffix(".html")
 
 
 def plane(z, seed, across):
-    """Return the points of a plane through z, (nz,), row by row with z in the middle: (across**2, nz).
+    """Return points of a plane through z, (nz,), scaled to z's length: row by row, z in the middle, (across**2, nz).
 
-    Its two directions are random and orthogonal to z and to each other; each point is scaled to the length of z.
+    The plane's two directions are random, and orthogonal to z and to each other.
     """
     generator = torch.Generator().manual_seed(SEED_COUNT - 1 - seed)  # another seed than z's own
     basis = torch.linalg.qr(torch.cat([z[:, None], torch.randn(len(z), 2, generator=generator)], 1))[0].T

@@ -59,7 +59,7 @@ def has_content(path, content):
 
 
 def sync_folder(folder):
-    """Wait until the names in `folder` are on the disk, as well as the files."""
+    """Wait until `folder` itself is on the disk, so that a rename in it survives a crash."""
     if hasattr(os, "O_DIRECTORY"):  # Windows cannot open a folder
         opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -69,11 +69,11 @@ def sync_folder(folder):
 
 
 def try_lock(path):
-    """Return the lock of the file `path`, taken, or None if another process has it. It ends with its process.
+    """Lock the file `path`; return the lock, or None if another process has it. A lock ends with its process.
 
-    On a file system without locks (some network drives) it returns a lock that excludes nobody.
+    On a file system without locks (some network drives) it returns a lock that excludes no other process.
     """
-    # Not a soft lock, a plain file: it would outlive a process that is killed.
+    # A soft lock, which is a plain file, would remain after its process is killed.
     lock = filelock.FileLock(path, fallback_to_soft=False)
     try:
         lock.acquire(timeout=0)

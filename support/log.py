@@ -19,7 +19,7 @@ class Log:
         self.columns = ("epoch", "step", "images", *means, "images_per_s", "fid")
 
     def open(self, steps=None):
-        """Begin the file anew; or, for a run that resumes after `steps` steps, keep the rows up to there."""
+        """Start an empty file; or, for a run that resumes after `steps` steps, keep the rows up to there."""
         if steps is not None and self.path.is_file():
             text = self.path.read_text(encoding="utf-8")
             rows = map(self.parse, csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # complete lines
@@ -37,7 +37,7 @@ class Log:
     def rewrite(self):
         """Write the whole file, and open it for more rows."""
         if self.file:
-            self.file.close()  # Windows replaces no open file
+            self.file.close()  # Windows cannot replace an open file
         lines = [",".join(self.columns), *map(self.as_line, self.rows), ""]
         write_atomically(self.path, lambda file: file.write("\n".join(lines).encode()))
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run

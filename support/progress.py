@@ -26,7 +26,7 @@ def describe(run, resumed):
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if run.world_size > 1:
-        captured = "" if device.type == "cpu" else "; their steps are not captured as CUDA graphs"
+        captured = "" if device.type == "cpu" else "; without CUDA graphs"
         share = counted(args.batch_size // run.world_size, "image")
         print(f"{run.world_size} processes with {share} each a step{captured}")
     if args.precision == "bf16" and emulates_bfloat16(device):
@@ -40,7 +40,7 @@ def describe(run, resumed):
 
 
 def bar_text(means):
-    """Return what stands behind the progress bar: the losses, D(x), and D(G(z)) before and after D's update."""
+    """Return the text to the right of the progress bar: losses, D(x), and D(G(z)) before and after D's update."""
     return "D {loss_D:.2f} G {loss_G:.2f} D(x) {D_x:.2f} D(G(z)) {D_G_z1:.2f}/{D_G_z2:.2f}".format(**means)
 
 

@@ -1,4 +1,4 @@
-"""Batch norm over the whole batch of several processes. torch.nn.SyncBatchNorm does the same on GPUs alone."""
+"""Batch norm over the whole batch of several processes. torch.nn.SyncBatchNorm does the same, but only on GPUs."""
 
 import torch
 import torch.distributed as dist

@@ -132,7 +132,7 @@ def match_weights(kind, state):
     first, last, doublings = state[convolutions[0]].shape, state[convolutions[-1]].shape, len(convolutions) - 1
     try:
         with torch.device("meta"):  # shapes alone, no storage
-            net = kind(**kind.sizes(first, last, doublings))
+            net = kind(**kind.arguments_from_shapes(first, last, doublings))
     except UserError:
         return None
     expected = net.state_dict()
