@@ -16,7 +16,7 @@ rank = os.environ["RANK"]
 assert os.environ["WORLD_SIZE"] == "2"
 if what != "wait":
     sys.exit(int(what) if rank == "1" else 0)
-with StopSignal(patient=True) as stop:
+with StopSignal(ignore_repeats=True) as stop:
     (folder / f"{rank}.part").write_text(str(os.getpid()))
     (folder / f"{rank}.part").rename(folder / f"{rank}.ready")
     since = time.monotonic()
