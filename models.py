@@ -48,6 +48,10 @@ class Generator(nn.Module):
     example. Raises UserError for an image_size not in IMAGE_SIZES.
     """
 
+    # What the shapes of weights do not tell.
+    assumptions = "latent vectors from N(0, 1); batch norm with eps 1e-5, then ReLU; tanh at the end; "
+    assumptions += "stride 1 and padding 0 in the first layer, then 2 and 1"
+
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
         super().__init__()
         self.nz, self.ngf, self.nc, self.image_size = nz, ngf, nc, image_size
@@ -75,6 +79,9 @@ class Discriminator(nn.Module):
     `logits(x)` is the value before the sigmoid; training uses it. Raises UserError for an image_size not in
     IMAGE_SIZES.
     """
+
+    assumptions = "batch norm with eps 1e-5, then LeakyReLU(0.2); sigmoid at the end; "
+    assumptions += "stride 2 and padding 1, in the last layer 1 and 0"
 
     def __init__(self, ndf=64, nc=3, image_size=64):
         super().__init__()
@@ -158,7 +165,8 @@ def load_generator(path, average=True):
     path: a weights file of any DCGAN of these shapes, whatever its layers are called, alone or nested in a dictionary;
     a checkpoint; or a run folder. average: where both are there, take the averaged generator, not the plain one; in a
     run folder, netG_best.pth if it is there, otherwise the newest weights.
-    Raises UserError if there is none, or if its weights have other shapes or are not finite.
+    Prints what it assumes about another program's network, such as its activations, since weights do not tell. Raises
+    UserError if there is none, or if its weights have other shapes or are not finite.
     """
     return load_network(Generator, Discriminator, path, average)
 

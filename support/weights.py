@@ -1,4 +1,4 @@
-"""Weights files: read, checked, and matched to a network by the shapes of their tensors."""
+"""Weights files: found in a run folder, read, and checked."""
 
 import argparse
 import contextlib
@@ -9,33 +9,58 @@ from pathlib import Path
 import torch
 
 from support.errors import UserError
+from support.matching import Mismatch, best_match, state_dicts
+
+# Names under which settings that are saved beside weights hold the sizes of a network.
+SETTINGS = {"nz": ("nz", "z_dim", "latent_dim"), "image_size": ("image_size", "imageSize", "imsize", "img_size")}
+
+PROGRAMS = {  # a file in the archive, and what that is the archive of
+    "constants.pkl": "a TorchScript program; torch.save the state_dict() of what torch.jit.load returns",
+    "archive_format": "an exported program; torch.save the state_dict of what torch.export.load returns",
+}
 
 
 def load_network(kind, other, path, average):
     """Return a network of the class `kind` with the weights of a file, a checkpoint or a run folder.
 
     other: the other network's class, to recognise a mix-up. average: prefer the averaged weights to the plain ones.
-    Raises UserError.
+    Prints what it has to assume about the network of another program. Raises UserError.
     """
     path, name = Path(path), kind.__name__.lower()
     if path.is_dir():
         path = newest_weights(path, f"net{kind.__name__[0]}", average)
-    candidates = list(state_dicts(read_file(path)))
-    size = path.stat().st_size
-    for _, state in candidates:
+    tree, size = read_file(path), path.stat().st_size
+    states = list(state_dicts(tree))
+    for _, state in states:
         if sum(t.numel() * t.element_size() for t in state.values()) > size:  # views can be of any size
             raise UserError(f"{path} claims to hold larger weights than fit into its {size:,} bytes")
-    matches = [(("ema" in key.lower()) == average, match_weights(kind, state)) for key, state in candidates]
-    preferred = max((match for match in matches if match[1]), key=lambda match: match[0], default=None)
-    if not preferred:
-        mixed_up = any(match_weights(other, state) for _, state in candidates)
-        why = f"it holds a {other.__name__.lower()}" if mixed_up else "no weights in it have the shapes of one"
-        raise UserError(f"{path} is not the {name} of a DCGAN: {why}")
-    net = preferred[1].float().eval()
+    try:
+        net, foreign = best_match(kind, other, states, average)
+    except Mismatch as mismatch:
+        raise UserError(f"{path} is not the {name} of a DCGAN: {mismatch}") from None
+    if foreign:
+        check_settings(tree, net, path)
+    net.float().eval()
     bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {bad[0]} has values that are not finite, since its run diverged; use an earlier file")
+    if foreign:
+        print(f"note: {path}: its layers are not named as in the public PyTorch example; assumed: {kind.assumptions}")
     return net
+
+
+def check_settings(tree, net, path):
+    """Raise UserError if settings saved beside the weights say other sizes than the shapes of the weights."""
+    for settings in (tree, *tree.values()):
+        settings = vars(settings) if isinstance(settings, argparse.Namespace) else settings
+        for size, names in SETTINGS.items() if isinstance(settings, dict) else ():
+            found = getattr(net, size, None)
+            for name in names:
+                if found and type(settings.get(name)) is int and settings[name] != found:
+                    raise UserError(
+                        f"{path}: its settings say {name} {settings[name]}, but its shapes {found}, with the paper's"
+                        " strides, padding and inputs; if the shapes are right, save the state_dict() alone"
+                    )
 
 
 def newest_weights(folder, role, average):
@@ -84,10 +109,18 @@ def read_file(path):
 
 
 def check_archive(path):
-    """Raise UserError if `path` is a zip archive, as torch.save writes, that is compressed or damaged."""
+    """Raise UserError if `path` is of another format, or a zip archive, as torch.save writes, compressed or damaged."""
     if not zipfile.is_zipfile(path):  # an old format without checksums, or no file of torch's
+        with open(path, "rb") as file:
+            size, header = int.from_bytes(file.read(8), "little"), file.read(1)
+        if header == b"{" and size < path.stat().st_size:
+            how = "torch.save what safetensors.torch.load_file returns"
+            raise UserError(f"{path} cannot be read as weights: it is a safetensors file; {how}")
         return
     with zipfile.ZipFile(path) as archive:
+        for part, what in PROGRAMS.items():
+            if any(name.partition("/")[2] == part for name in archive.namelist()):
+                raise UserError(f"{path} cannot be read as weights: it is {what} instead")
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):  # could expand to any size
             raise UserError(
                 f"{path} cannot be read as weights: it is a compressed archive, which torch.save never writes"
@@ -95,57 +128,3 @@ def check_archive(path):
         damaged = archive.testzip()
         if damaged:
             raise UserError(f"{path} is damaged: checksum mismatch in {damaged}")
-
-
-def state_dicts(tree, name="", above=()):
-    """Yield (name, state dict) for every dictionary in `tree`, however deep, that has convolution weights in it."""
-    if not isinstance(tree, dict) or len(above) > 20 or any(tree is other for other in above):
-        return
-    plain = {str(key): t for key, t in tree.items() if isinstance(t, torch.Tensor) and t.layout == torch.strided}
-    tensors = {key: t for key, t in plain.items() if t.device.type == "cpu"}  # not one without contents
-    if any(t.dim() == 4 for t in tensors.values()):
-        yield name, tensors
-        parts = {}
-        for key, t in tensors.items():
-            parts.setdefault(key.split(".")[0], {})[key] = t
-        if all(any(t.dim() == 4 for t in part.values()) for part in parts.values()):  # both networks in one dictionary
-            yield from ((f"{name}.{part}", state) for part, state in parts.items())
-    for key, value in tree.items():
-        yield from state_dicts(value, f"{name}.{key}", (*above, tree))
-
-
-def layers_of(state):
-    """Return (names of the convolutions' weights, prefixes of the batch norms' tensors), in the order of the layers."""
-    convolutions = [name for name, t in state.items() if t.dim() == 4]
-    norms = [name.removesuffix("running_mean") for name in state if name.endswith("running_mean")]
-    return convolutions, norms
-
-
-def match_weights(kind, state):
-    """Return a network of the class `kind` with the weights of `state`, or None if the shapes do not match.
-
-    Layers are matched by the order and the shapes of their weights, never by their names.
-    """
-    convolutions, norms = layers_of(state)
-    if len(convolutions) < 3 or not all(state[name].is_floating_point() for name in convolutions):
-        return None
-    first, last, doublings = state[convolutions[0]].shape, state[convolutions[-1]].shape, len(convolutions) - 1
-    try:
-        with torch.device("meta"):  # shapes alone, no storage
-            net = kind(**kind.arguments_from_shapes(first, last, doublings))
-    except UserError:
-        return None
-    expected = net.state_dict()
-    our_convolutions, our_norms = layers_of(expected)
-    theirs = dict(zip(our_convolutions, convolutions, strict=False))
-    for ours, their in zip(our_norms, norms, strict=False):
-        theirs |= {name: their + name.removeprefix(ours) for name in expected if name.startswith(ours)}
-    renamed = {name: state[theirs[name]] for name in expected if theirs.get(name) in state}
-    for name in expected:  # files of PyTorch before 0.4.1 have no batch counts
-        if name.endswith("num_batches_tracked"):
-            renamed.setdefault(name, torch.tensor(0))
-    same_shapes = {n: t.shape for n, t in renamed.items()} == {n: t.shape for n, t in expected.items()}
-    if not same_shapes or not state.keys() <= set(theirs.values()):
-        return None
-    net.load_state_dict({name: t.contiguous() for name, t in renamed.items()}, assign=True)
-    return net

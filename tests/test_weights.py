@@ -8,12 +8,15 @@ import pickle
 import random
 import subprocess
 import sys
+import warnings
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from helpers import ROOT, equal, networks, random_batches, randomised
+from torch import nn
 
 from models import Discriminator, Generator, load_discriminator, load_generator
 from support.errors import UserError
@@ -195,16 +198,42 @@ def reshaped(state):
     return state | {last: state[last][..., :-1]}
 
 
+def scripted(path, state):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is deprecated
+        torch.jit.save(torch.jit.script(nn.Conv2d(3, 4, 4)), path)
+
+
+def exported(path, state):
+    program = torch.export.export(nn.Conv2d(3, 4, 4), (torch.zeros(1, 3, 8, 8),))
+    torch.export.save(program, path.with_suffix(".pt2"))
+    path.with_suffix(".pt2").rename(path)
+
+
+def safetensors(path, state):
+    header = json.dumps({"main.0.weight": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+
+
+def whole_module(path, state, **options):
+    torch.save({"epoch": 3, "netG": nn.Conv2d(3, 4, 4)}, path, **options)
+
+
 REFUSED = {  # what to write at a path, given a good state dict; what the message says
     "runs code": (lambda path, state: torch.save(state | {"extra": Hostile()}, path), "could run code"),
     "plain pickle": (lambda path, state: path.write_bytes(pickle.dumps(Hostile(), 2)), "cannot be read"),
+    "TorchScript": (scripted, r"TorchScript program; torch.save the state_dict\(\)"),
+    "exported": (exported, "exported program; torch.save the state_dict"),
+    "safetensors": (safetensors, "safetensors file; torch.save what"),
+    "a whole module": (whole_module, r"save the state_dict\(\) alone"),
+    "a whole module, old": (partial(whole_module, _use_new_zipfile_serialization=False), r"save the state_dict\(\)"),
     "truncated": (truncated, "cannot be read"),
     "empty": (lambda path, state: path.write_bytes(b""), "damaged"),
     "a web page": (lambda path, state: path.write_text("<!DOCTYPE html>\n<html>Quota exceeded\n</html>"), "cannot be"),
     "missing": (lambda path, state: None, "no such file"),
     "empty folder": (lambda path, state: path.mkdir(), "no weights"),
     "not finite": (lambda path, state: torch.save(with_nan(state), path), "not finite"),
-    "bias": (lambda path, state: torch.save(state | {"main.0.bias": torch.zeros(8)}, path), "is not the"),
+    "bias": (lambda path, state: torch.save(state | {"main.99.bias": torch.zeros(8)}, path), "is not the"),
     "extra layer": (lambda path, state: torch.save(state | {"main.99.weight": torch.zeros(3, 3)}, path), "is not the"),
     "extra 4-d": (
         lambda path, state: torch.save(state | {"main.99.weight": torch.zeros(3, 3, 4, 4)}, path),
@@ -282,11 +311,20 @@ def sparse(path, state):
     torch.save({name: t.to_sparse() for name, t in state.items()}, path)
 
 
+def branching(path, state):
+    """Twenty dictionaries, through which a million ways lead to weights that do not fit."""
+    tree = {name: t for name, t in state.items() if not name.endswith("running_var")}
+    for _ in range(20):
+        tree = {"left": tree, "right": tree}
+    torch.save(tree, path)
+
+
 HOSTILE = {  # what the message says
     compressed: "it is a compressed archive",
     expanded: "claims to hold larger weights than fit into its",
     cyclic: "is not the generator of a DCGAN",
     deep: "is not the generator of a DCGAN",
+    branching: "main.1.running_var is missing",
     without_contents: "is not the generator of a DCGAN",
     sparse: "is not the generator of a DCGAN",
 }
