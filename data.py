@@ -20,8 +20,10 @@ from support.decoding import DecodedImages, check_skipped
 from support.distributed import shard
 from support.errors import UserError
 from support.image_cache import PREPARATION, build_cache, cache_folder, read_cached
+from support.image_folder import open_folder
 from support.lsun import open_lsun
-from support.sources import open_fake, open_folder, open_torchvision
+from support.sources import open_fake, open_torchvision
+from support.survey import first_stack
 
 # Each is called with dataroot, image_size and classes, uses what it needs of them, and returns a Source.
 SOURCES = {
@@ -35,14 +37,19 @@ SOURCES = {
     "lsun": open_lsun,
     "mnist": functools.partial(open_torchvision, datasets.MNIST),
 }
+READING = {"formats": 2}  # how images are read, kept in checkpoints: formats 1 takes those of earlier versions
+EARLIER_READING = {"formats": 1}  # of checkpoints that do not say
 
 
 class PreparedImages:
     """The prepared images of a data set: an array of rows, on disk or on a device, or decoded at every use.
 
     len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: a report
-    for each folder that could not be listed. images.path: the file of the array, if it is on disk.
+    for each folder that could not be listed. images.path: the file of the array, if it is on disk. images.reading: how
+    the data set is read, for the checkpoints of a run. images.notes: lines on what may surprise.
     """
+
+    reading, notes = READING, ()
 
     def __init__(self, rows, skipped, unlisted, workers=0, path=None):
         self.rows, self.skipped, self.unlisted, self.workers, self.path = rows, skipped, unlisted, workers, path
@@ -91,23 +98,35 @@ class PreparedImages:
             yield batch
 
 
-def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", cache=None, workers=0):
+def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", cache=None, workers=0, reading=None):
     """Return the PreparedImages of a data set, one of SOURCES, at image_size with nc channels (3 RGB, 1 grey).
 
     cache: the folder for the prepared array, which the first call fills (None: in the user's cache folder), or "none":
-    images are decoded at every use. workers: processes that decode. Raises UserError if the data set is not there,
-    OSError if preparing it fails.
+    images are decoded at every use. workers: processes that decode. reading: that of the images of a run that resumes.
+    Raises UserError if the data set is not there, OSError if preparing it fails.
     """
     if dataset not in SOURCES:
         raise UserError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
     source = SOURCES[dataset](dataroot, image_size, classes)
+    if reading and reading["formats"] == 1:
+        source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     images = DecodedImages(source, image_size, nc)
     if cache == "none":
-        return PreparedImages(images, [], unlisted, workers)
-    identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
-    name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-    path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-    if read_cached(path, images.shape) is None:
-        build_cache(images, path, workers)
-    return PreparedImages(*read_cached(path, images.shape), unlisted, path=path)
+        prepared = PreparedImages(images, [], unlisted, workers)
+    else:
+        identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
+        name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
+        if read_cached(path, images.shape) is None:
+            build_cache(images, path, workers)
+        prepared = PreparedImages(*read_cached(path, images.shape), unlisted, path=path)
+    prepared.reading, prepared.notes = reading or READING, notes_on(source)
+    return prepared
+
+
+def notes_on(source):
+    """Return lines on files that are passed over, and on what is left out of others."""
+    notes = [f"passed over {source.passed_over}"] if source.passed_over else []
+    stack = first_stack(source)
+    return notes + ([f"some files hold several frames, such as {stack}: only the first is used"] if stack else [])

@@ -19,7 +19,7 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from data import SOURCES, PreparedImages, load_images
+from data import EARLIER_READING, SOURCES, PreparedImages, load_images
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
 from support import accelerator, distributed
 from support.cli import protect_output
@@ -107,7 +107,7 @@ def set_up(args, checkpoint):
 
     # Networks and images
     netG, netD = build_networks(args)
-    images = prepare_images(args)
+    images = prepare_images(args, checkpoint)
     accelerator.tune_device(device)  # after decoding: from now on, freed memory is kept
 
     # Training state
@@ -128,6 +128,8 @@ def set_up(args, checkpoint):
     open_folder(run, checkpoint)
     if rank == 0:
         describe(run, resumed=checkpoint is not None)
+        for note in images.notes:
+            print(f"note: {note}")
     warn_skipped(run)
     return run
 
@@ -163,18 +165,22 @@ def check_same_sizes(wanted, loaded, name):
             raise UserError(f"--{name}: {name} has {size} {has}, this run wants {wants}")
 
 
-def prepare_images(args):
-    """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError."""
+def prepare_images(args, checkpoint):
+    """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError.
+
+    A run that resumes from a checkpoint reads its images as before.
+    """
     rank, world_size = distributed.rank_and_world_size()
     local_size, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
     workers = args.workers
     if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
+    reading = checkpoint.get("reading", EARLIER_READING) if checkpoint else None
     if not first:
         distributed.all_gather_object(None)  # wait for the first process of this machine
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
-        images = load_images(*source, cache=args.cache, workers=workers)
+        images = load_images(*source, cache=args.cache, workers=workers, reading=reading)
     if first:
         distributed.all_gather_object(None)
     counts = distributed.all_gather_object(len(images))
@@ -324,7 +330,7 @@ def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
     options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.fid_samples}
     position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
-    return run.trainer.state_dict() | position | {"options": options}
+    return run.trainer.state_dict() | position | {"options": options, "reading": run.images.reading}
 
 
 def measure_fid(run, stopped=lambda: False):

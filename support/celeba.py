@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, error_text
 from support.files import locked
-from support.sources import FolderSource
+from support.image_folder import FolderSource
 
 
 def open_celeba(dataroot, image_size, classes):

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from support.errors import UserError
-from support.sources import Source, open_image, size_and_mtime
+from support.formats import open_image
+from support.sources import Source, size_and_mtime
 
 
 class LsunSource(Source):

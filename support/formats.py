@@ -1,0 +1,75 @@
+"""The image formats that are read, and the file names that are taken for images."""
+
+import functools
+
+from PIL import Image, features
+
+# Raster formats that Pillow decodes by itself, and the extensions of their files. Left to guess, it would hand an EPS
+# file named x.png to Ghostscript. These are known by their content, whatever a file is called. (JPEG's reader takes
+# MPO, too.)
+BY_CONTENT = {
+    "AVIF": ".avif .avifs",
+    "BMP": ".bmp",
+    "GIF": ".gif",
+    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
+    "JPEG2000": ".jp2 .j2k .j2c .jpc .jpf .jpx",
+    "PNG": ".png .apng",
+    "PPM": ".ppm .pgm .pbm .pnm .pfm",
+    "TIFF": ".tif .tiff",
+    "WEBP": ".webp",
+}
+# These are read under their own names alone, because other files can begin like them. FITS is left out: many versions
+# of Pillow read it with its bytes in the wrong order.
+BY_NAME = {
+    "BLP": ".blp",
+    "CUR": ".cur",
+    "DCX": ".dcx",
+    "DDS": ".dds",
+    "DIB": ".dib",
+    "FLI": ".fli .flc",
+    "FTEX": ".ftc .ftu",
+    "GBR": ".gbr",
+    "ICNS": ".icns",
+    "ICO": ".ico",
+    "IM": ".im",
+    "MSP": ".msp",
+    "PCD": ".pcd",
+    "PCX": ".pcx",
+    "PIXAR": ".pxr",
+    "PSD": ".psd",
+    "QOI": ".qoi",
+    "SGI": ".sgi .rgb .rgba .bw",
+    "SUN": ".ras",
+    "TGA": ".tga .icb .vda .vst",
+    "XBM": ".xbm",
+    "XPM": ".xpm",
+}
+OPTIONAL = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # a Pillow may be built without them
+# All that earlier versions took.
+EARLIER_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+STACKS = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")  # not MPO: phones store more than frames in it
+
+
+@functools.cache
+def readable_formats():
+    """Return {extension: Pillow's name of the format} of all files that this Pillow can read."""
+    Image.init()
+    missing = {name for name, feature in OPTIONAL.items() if feature not in features.get_supported()}
+    formats = {name: text for name, text in (BY_CONTENT | BY_NAME).items() if name in Image.OPEN.keys() - missing}
+    return {extension: name for name, extensions in formats.items() for extension in extensions.split()}
+
+
+def open_image(file, extension=""):
+    """Return the PIL image in a file, a path or a stream, not yet decoded; extension: that of the file's name."""
+    readable = readable_formats()
+    own = readable.get(extension)
+    formats = {name: None for name in readable.values() if name in BY_CONTENT or name == own}  # in a fixed order
+    return Image.open(file, formats=tuple(formats))
+
+
+def has_several_frames(image):
+    """Return whether a PIL image is a stack or an animation, of which only the first frame is used."""
+    try:
+        return image.format in STACKS and bool(getattr(image, "is_animated", False))
+    except Exception:  # a frame after the first is damaged
+        return True

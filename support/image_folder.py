@@ -1,0 +1,111 @@
+"""Folders of images: which files are taken for images, which are passed over."""
+
+import collections
+import os
+import stat
+from pathlib import Path
+
+from support.errors import UserError, counted
+from support.formats import EARLIER_EXTENSIONS, open_image, readable_formats
+from support.sources import Source, size_and_mtime
+
+MAX_BYTES = 2**29  # of an image file; with Pillow's limit of 89 million pixels, decoding takes less than 2 GB
+DERIVED = ("@eaDir", "__MACOSX")  # folders in which a NAS or macOS keeps thumbnails and parts of files
+SAMPLE = 100  # files of each extension
+
+
+class FolderSource(Source):
+    """All images below the folder `root`: flat, in class folders or deeper. Hidden files and folders are left out.
+
+    earlier: take the images that earlier versions of the program took.
+    """
+
+    def __init__(self, root, earlier=False):
+        self.root, self.unlisted, self.earlier = Path(root), {}, earlier
+        if not self.root.is_dir():
+            raise UserError(f"--dataroot {root}: there is no such folder")
+        self.names, self.other_files, self.other_folders = [], collections.Counter(), []
+        self.find_images()
+        self.names.sort()
+        self.passed_over = in_words(self.other_files, self.other_folders)
+        if not self.names:
+            kinds = ", ".join(f"*{extension}" for extension in EARLIER_EXTENSIONS)
+            found = f" (passed over {self.passed_over})" if self.passed_over else ""
+            raise UserError(
+                f"--dataroot {root}: no images; looked for {kinds}, ... in it and below, as {root}/any/name.jpg{found}"
+            )
+
+    def find_images(self):
+        extensions, seen = EARLIER_EXTENSIONS if self.earlier else readable_formats(), set()
+        for folder, below, names in os.walk(self.root, onerror=self.cannot_list, followlinks=True):
+            seen.add(os.path.realpath(folder))
+            inside = os.path.relpath(folder, self.root)
+            if {"args.json", "log.csv", "checkpoint.pth"} <= set(names):  # a run folder holds generated images
+                self.other_folders.append(inside)
+                below.clear()
+                continue
+            if not self.earlier:
+                derived = [name for name in below if name.startswith(".") or name in DERIVED]
+                self.other_folders += [os.path.normpath(os.path.join(inside, name)) for name in derived]
+                below[:] = [name for name in below if name not in derived]
+            # Links can form a loop.
+            below[:] = sorted(d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen)
+            for name in names:
+                if extension_of(name) in extensions and not name.startswith("."):
+                    self.names.append(os.path.normpath(os.path.join(inside, name)))
+                elif not name.startswith("."):
+                    self.other_files[extension_of(name) or "without extension"] += 1
+
+    def cannot_list(self, error):
+        self.unlisted[str(error.filename)] = error.strerror
+
+    def as_in_earlier_versions(self):
+        return FolderSource(self.root, earlier=True)
+
+    def __len__(self):
+        return len(self.names)
+
+    def __getitem__(self, i):
+        path = os.path.join(self.root, self.names[i])
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
+            raise ValueError("not a file")
+        if status.st_size > MAX_BYTES:
+            raise ValueError(f"more than {MAX_BYTES >> 20} MB")
+        return open_image(path, extension_of(path))
+
+    def name(self, i):
+        return self.names[i]
+
+    def sample(self):
+        numbers = {}
+        for i, name in enumerate(self.names):
+            numbers.setdefault(extension_of(name), []).append(i)
+        return [i for group in numbers.values() for i in group[:: -(-len(group) // SAMPLE)]]
+
+    def identity(self):
+        return [str(self.root.resolve()), [(name, *size_and_mtime(self.root / name)) for name in self.names]]
+
+
+def extension_of(path):
+    return os.path.splitext(path)[1].lower()
+
+
+def in_words(counts, folders):
+    """Return "30 .heic, 4 .mp4, 2 folders: .thumbnails, @eaDir" of a Counter of extensions and a list of folders."""
+    common = counts.most_common(5)
+    parts = [f"{count:,} {extension}" for extension, count in common]
+    rest = sum(counts.values()) - sum(count for _, count in common)
+    parts += [f"{rest:,} others"] if rest else []
+    if folders:
+        names = ", ".join(sorted(folders)[:3]) + (", ..." if len(folders) > 3 else "")
+        parts.append(f"{counted(len(folders), 'folder')}: {names}")
+    return ", ".join(parts)
+
+
+def open_folder(dataroot, image_size, classes):
+    if dataroot is None:
+        raise UserError(
+            "--dataroot is missing: name a folder of images, as in --dataroot photos with photos/any/name.jpg"
+        )
+    return FolderSource(dataroot)
