@@ -20,10 +20,11 @@ from support.explorer import PLANES, write_explorer
 from support.files import check_writable
 from support.latents import SEED_COUNT
 from support.plots import save_grid, write_png
+from support.samples import check_same_weights, grid_path, mark_of_weights
 from support.walk import write_walk
 from support.weights import newest_weights
 
-MAX_GRID_IMAGES = 64  # images that grid.png shows at most
+MAX_GRID_IMAGES = 64  # images that the grid shows at most
 
 
 def build_parser():
@@ -67,15 +68,15 @@ def main(argv=None):
             print("warning: --accel: torch finds no accelerator; this runs on the CPU", file=sys.stderr)
         path = Path(args.load_path)
         path = newest_weights(path, "netG", average=True) if path.is_dir() else path
-        netG = load_generator(path).to(device)
+        netG = load_generator(path)
         if netG.nc not in (1, 3):
             raise UserError(f"{args.load_path} generates images of {netG.nc} channels; PNG files have 1 or 3")
         for option, least in (("interpolate", 2), ("explore", 3)):
             if getattr(args, option) and netG.nz < least:
                 raise UserError(f"--{option} needs a generator with latent vectors of length {least} or more")
         check_writable(outf)
-        outf.mkdir(parents=True, exist_ok=True)
-        written = write_all(netG, args, outf)
+        write = write_samples_and_grid if only_samples else write_pictures
+        written, picture = write(netG, args, device)
     except UserError as error:
         parser.error(str(error))
     except (RuntimeError, MemoryError) as error:
@@ -87,40 +88,56 @@ def main(argv=None):
         parser.exit(1, f"generate.py: {error}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"generate.py: interrupted; the images in {outf} are intact\n")
-    print(f"{' and '.join(written)} in {outf}, from {path}")
-    grids = [name for name in written if name.endswith(".png")]
-    if args.show and grids:
-        show(outf / grids[0])
+    print(f"{written}, from {path}")
+    if args.show and picture:
+        show(picture)
 
 
-def write_all(netG, args, outf):
-    """Write what the options ask for into the folder `outf`; return names for it."""
-    written = []
+def write_pictures(netG, args, device):
+    """Write a walk, arithmetic, the explorer, as asked; return (what is where, path of the first PNG file or None)."""
+    outf, names = Path(args.outf), []
+    outf.mkdir(parents=True, exist_ok=True)
+    netG.to(device)
     if args.interpolate:
-        written += write_walk(netG, generate_images, args.interpolate, args.manual_seed, outf)
+        names += write_walk(netG, generate_images, args.interpolate, args.manual_seed, outf)
     if args.arithmetic:
-        written += write_arithmetic(netG, generate_images, args.arithmetic, outf)
+        names += write_arithmetic(netG, generate_images, args.arithmetic, outf)
     if args.explore:
-        written += write_explorer(netG, generate_images, args.manual_seed, outf)
-    if not written:
-        first = write_samples(netG, args.num_output, args.manual_seed, args.batch_size, outf)
-        save_grid(outf / "grid.png", first)
-        written = [f"{args.num_output} images of {netG.image_size} x {netG.image_size}", "grid.png"]
-    return written
+        names += write_explorer(netG, generate_images, args.manual_seed, outf)
+    picture = next((outf / name for name in names if name.endswith(".png")), None)
+    return f"{' and '.join(names)} in {outf}", picture
 
 
-def write_samples(netG, num_output, manual_seed, batch_size, outf):
-    """Write the image of each seed from manual_seed on as outf/seed000042.png.
+def write_samples_and_grid(netG, args, device):
+    """Write the samples into their folder and a grid of the first beside it; return (what is where, path of the grid).
+
+    Raises UserError if the folder would then hold samples of several generators.
+    """
+    outf, mark = Path(args.outf), mark_of_weights(netG)
+    seeds = range(args.manual_seed, args.manual_seed + args.num_output)
+    grid = grid_path(outf)
+    check_same_weights(outf, mark, seeds)
+    outf.mkdir(parents=True, exist_ok=True)
+    first = write_samples(netG.to(device), seeds, args.batch_size, outf, mark)
+    save_grid(grid, first, mark=mark)
+    old = outf / "grid.png"
+    if grid != old and old.exists():
+        print(f"note: {old} is of an earlier version; delete it before other programs read the folder as samples")
+    return f"{args.num_output} images of {netG.image_size} x {netG.image_size} in {outf}, and {grid}", grid
+
+
+def write_samples(netG, seeds, batch_size, outf, mark):
+    """Write the image of each seed of a range as outf/seed000042.png, with the mark of the weights.
 
     Returns the first images, uint8 (N, nc, image_size, image_size), N at most MAX_GRID_IMAGES.
     """
     first = []
-    seeds = range(manual_seed, manual_seed + num_output)
-    with ThreadPoolExecutor() as pool, tqdm(total=num_output, unit="img", disable=None) as bar:
-        for start in range(0, num_output, batch_size):
+    with ThreadPoolExecutor() as pool, tqdm(total=len(seeds), unit="img", disable=None) as bar:
+        for start in range(0, len(seeds), batch_size):
             batch_seeds = seeds[start : start + batch_size]
             images = generate_images(netG, latents(batch_seeds, netG.nz))
-            list(pool.map(write_png, [outf / f"seed{seed:06d}.png" for seed in batch_seeds], images))
+            paths = [outf / f"seed{seed:06d}.png" for seed in batch_seeds]
+            list(pool.map(write_png, paths, images, [mark] * len(paths)))
             first += images[: max(0, MAX_GRID_IMAGES - start)]
             bar.update(len(images))
     return torch.stack(first[:MAX_GRID_IMAGES])

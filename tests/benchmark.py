@@ -212,7 +212,7 @@ def sampling(device, folder, what, count):
         return len(images)
 
     def files():
-        write_samples(netG, SOME, 0, 64, outf)
+        write_samples(netG, range(SOME), 64, outf, "")
         return SOME
 
     return timed(device, {"network": lambda: len(generate_images(netG, z)), "encoder": encode, "files": files}[what])

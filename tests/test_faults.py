@@ -219,8 +219,8 @@ def test_output_that_fails_loses_no_generated_images(tmp_path, redirection):
     sample = ["--load_path", tmp_path / "w.pth", "--num_output", 3, "--batchSize", 2]
     folder, output, errors = run_redirected(tmp_path / "run", redirection, "generate.py", *sample)
     assert ((folder / "code").read_text(), output, errors) == ("0\n", "", "")
-    sizes = {path.name: Image.open(path).size for path in files(folder / "generated")}
-    assert sizes == {"grid.png": (20, 56)} | {f"seed{k:06d}.png": (16, 16) for k in range(3)}
+    sizes = {path.name: Image.open(path).size for path in folder.rglob("*.png")}
+    assert sizes == {"generated.png": (20, 56)} | {f"seed{k:06d}.png": (16, 16) for k in range(3)}
 
 
 # Kills

@@ -37,13 +37,13 @@ def test_images_depend_on_weights_and_seed_alone(unbroken, tmp_path):
     errors = finish(start(tmp_path / "sampled", "generate.py", *command))
     assert errors == ""
     folder = tmp_path / "sampled" / "generated"
-    assert [p.name for p in files(folder)] == ["grid.png", *(f"seed{k:06d}.png" for k in range(70))]
-    assert Image.open(folder / "grid.png").size == (146, 146)  # the first 64
+    assert [p.name for p in files(folder)] == [f"seed{k:06d}.png" for k in range(70)]
+    assert Image.open(tmp_path / "sampled" / "generated.png").size == (146, 146)  # the first 64
     for i, (count, batch, seed) in enumerate([(1, 256, 0), (1, 256, 69), (70, 1, 0), (7, 3, 33), (66, 65, 2)]):
         options = ["--load_path", unbroken, "--outf", tmp_path / str(i), "--num_output", count, "--batchSize", batch]
         generate.main([str(option) for option in (*options, "--manualSeed", seed)])
-        assert [p.name for p in files(tmp_path / str(i))[1:]] == [f"seed{seed + k:06d}.png" for k in range(count)]
-        for image in files(tmp_path / str(i))[1:]:
+        assert [p.name for p in files(tmp_path / str(i))] == [f"seed{seed + k:06d}.png" for k in range(count)]
+        for image in files(tmp_path / str(i)):
             assert image.read_bytes() == (folder / image.name).read_bytes()
     # Image 5 by another way: the averaged generator, a latent vector drawn here, one at a time.
     netG, z = load_generator(unbroken / f"netG_ema_epoch_{EPOCHS - 1}.pth"), torch.Generator().manual_seed(5)
@@ -120,8 +120,8 @@ def test_it_runs_where_the_output_is_no_file(weights_file):
     """As in a notebook."""
     with contextlib.redirect_stdout(output := io.StringIO()), contextlib.redirect_stderr(output):
         folder = run_generate(weights_file, "--num_output", 2)
-    assert output.getvalue() == f"2 images of 16 x 16 and grid.png in {folder}, from {weights_file}\n"
-    assert len(files(folder)) == 3
+    assert output.getvalue() == f"2 images of 16 x 16 in {folder}, and {folder}.png, from {weights_file}\n"
+    assert len(files(folder)) == 2
 
 
 # --show
@@ -133,7 +133,7 @@ def test_show_shows_the_first_grid_or_nothing(weights_file, monkeypatch):
     run_generate(weights_file, "--explore", "--show")
     run_generate(weights_file, "--interpolate", 2, "--explore", "--show")
     run_generate(weights_file, "--num_output", 2, "--show")
-    assert [path.name for path in shown] == ["walk.png", "grid.png"]
+    assert [path.name for path in shown] == ["walk.png", "generated.png"]
 
 
 @pytest.mark.parametrize("nc", [1, 3])
@@ -147,7 +147,7 @@ def test_the_window_shows_the_pixels_of_the_file(nc, tmp_path, monkeypatch):
     (image, options), window = shown
     assert window == "window"
     assert options == {"cmap": "gray"}  # it applies to images of one channel
-    pixels = np.asarray(Image.open(folder / "grid.png"))
+    pixels = np.asarray(Image.open(f"{folder}.png"))
     assert np.array_equal((np.asarray(image)[..., :3] * 255).round(), pixels)
 
 

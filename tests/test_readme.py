@@ -95,7 +95,8 @@ def test_a_command_does_what_the_text_says(command, at_home):
         if options.interpolate or options.arithmetic or options.explore:
             assert written & {"walk.gif", "arithmetic.png", "explore.html"}
         else:
-            assert len(written) == options.num_output + 1
+            assert len(written) == options.num_output
+            assert (at_home / f"{options.outf}.png").is_file()
     elif "--cuda" not in arguments and options.dataset != "cifar10" and not options.fid:  # not to be had in a test
         for option in filter(None, (options.netG, options.netD)):
             shutil.copy(at_home / re.sub(r"\d+", "0", option), at_home / option)
