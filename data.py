@@ -19,11 +19,12 @@ from support.celeba import open_celeba
 from support.decoding import DecodedImages, check_skipped
 from support.distributed import shard
 from support.errors import UserError
-from support.image_cache import PREPARATION, build_cache, cache_folder, read_cached
+from support.image_cache import PREPARATION, cache_folder, open_array
 from support.image_folder import open_folder
 from support.lsun import open_lsun
+from support.pixel_range import PixelRange
 from support.sources import open_fake, open_torchvision
-from support.survey import first_stack
+from support.survey import survey
 
 # Each is called with dataroot, image_size and classes, uses what it needs of them, and returns a Source.
 SOURCES = {
@@ -37,8 +38,8 @@ SOURCES = {
     "lsun": open_lsun,
     "mnist": functools.partial(open_torchvision, datasets.MNIST),
 }
-READING = {"formats": 2}  # how images are read, kept in checkpoints: formats 1 takes those of earlier versions
-EARLIER_READING = {"formats": 1}  # of checkpoints that do not say
+# How the images of earlier versions are read: formats 1 takes their files; formats 2 takes those of today.
+EARLIER_READING = {"formats": 1, "pixel_range": list(PixelRange())}
 
 
 class PreparedImages:
@@ -49,7 +50,7 @@ class PreparedImages:
     the data set is read, for the checkpoints of a run. images.notes: lines on what may surprise.
     """
 
-    reading, notes = READING, ()
+    reading, notes = None, ()
 
     def __init__(self, rows, skipped, unlisted, workers=0, path=None):
         self.rows, self.skipped, self.unlisted, self.workers, self.path = rows, skipped, unlisted, workers, path
@@ -112,21 +113,20 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     images = DecodedImages(source, image_size, nc)
+    pixel_range = PixelRange(*reading["pixel_range"]) if reading else None
     if cache == "none":
+        found = survey(source)
+        images.pixel_range = pixel_range or found.pixel_range
         prepared = PreparedImages(images, [], unlisted, workers)
     else:
         identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
         name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
-        path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-        if read_cached(path, images.shape) is None:
-            build_cache(images, path, workers)
-        prepared = PreparedImages(*read_cached(path, images.shape), unlisted, path=path)
-    prepared.reading, prepared.notes = reading or READING, notes_on(source)
+        found = open_array(images, Path(cache) if cache else cache_folder(), name, workers, pixel_range)
+        prepared = PreparedImages(found.rows, found.skipped, unlisted, path=found.path)
+    pixel_range = pixel_range or found.pixel_range
+    prepared.reading = {"formats": reading["formats"] if reading else 2, "pixel_range": list(pixel_range)}
+    prepared.notes = [f"passed over {source.passed_over}"] if source.passed_over else []
+    if found.stack:
+        prepared.notes.append(f"some files hold several frames, such as {found.stack}: only the first is used")
+    prepared.notes += pixel_range.in_words()
     return prepared
-
-
-def notes_on(source):
-    """Return lines on files that are passed over, and on what is left out of others."""
-    notes = [f"passed over {source.passed_over}"] if source.passed_over else []
-    stack = first_stack(source)
-    return notes + ([f"some files hold several frames, such as {stack}: only the first is used"] if stack else [])

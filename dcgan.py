@@ -27,6 +27,7 @@ from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
 from support.options import KEPT, build_parser, parse_options
+from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, plot_losses, save_grid
 from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
 from support.run_folder import RunFolder
@@ -228,7 +229,10 @@ def open_folder(run, checkpoint):
     run.folder.save_settings(vars(args) | {"versions": versions})
     if first:
         run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed
+    if first or run.images.path:  # otherwise it would take time to decode some again
         batch = next(run.images.batches(images_per_grid(args.image_size), args.manual_seed, epoch=0))
+        warn_if_narrow(batch.cpu(), run.images.path)
+    if first:
         run.folder.draw_or_warn(save_grid, "real_samples.png", batch)
 
 

@@ -14,18 +14,26 @@ from PIL import Image, ImageOps
 from torch.utils.data import DataLoader, Dataset
 
 from support.errors import UserError, counted, error_text
+from support.pixel_range import PixelRange, load_as_bytes, to_8_bits
+
+AS_BEFORE = PixelRange()  # as in earlier versions
+UNUSED_ALPHA = ("BMP", "DIB", "TGA")  # in which many programs leave alpha at zero, where all would be transparent
 
 
-def prepare(image, image_size, nc):
+def prepare(image, image_size, nc, pixel_range=AS_BEFORE):
     """Return any PIL image as uint8 (nc, image_size, image_size): upright, on white, in RGB (nc 3) or grey (nc 1).
+
+    pixel_range: what becomes 0 to 255 in an image of more than 8 bits.
 
     The shorter side is resized to image_size, then the centre is cropped, with the same pixels as torchvision's
     Resize(image_size) and CenterCrop(image_size).
     """
+    as_bytes = pixel_range.bits != 16 and load_as_bytes(image)
     ImageOps.exif_transpose(image, in_place=True)
     mode = "RGB" if nc == 3 else "L"
-    if image.mode.startswith("I"):  # 16 bits, which Pillow would clip instead of scaling
-        image = Image.fromarray(np.clip(np.asarray(image) >> 8, 0, 255).astype(np.uint8))
+    image = to_8_bits(image, pixel_range, as_bytes)
+    if image.format in UNUSED_ALPHA and image.mode[-1] == "A" and image.getextrema()[-1] == (0, 0):
+        image = image.convert(image.mode[:-1])
     if image.has_transparency_data:
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
@@ -44,8 +52,8 @@ def prepare(image, image_size, nc):
 class DecodedImages(Dataset):
     """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
-    def __init__(self, source, image_size, nc):
-        self.source, self.image_size, self.nc = source, image_size, nc
+    def __init__(self, source, image_size, nc, pixel_range=AS_BEFORE):
+        self.source, self.image_size, self.nc, self.pixel_range = source, image_size, nc, pixel_range
         self.shape = (nc, image_size, image_size)
 
     def __len__(self):
@@ -55,7 +63,7 @@ class DecodedImages(Dataset):
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image too large to decode safely
-                return prepare(self.source[i], self.image_size, self.nc), []
+                return prepare(self.source[i], self.image_size, self.nc, self.pixel_range), []
         except Exception as error:  # a damaged image can make its decoder raise anything
             return None, [f"{self.source.name(i)} ({error_text(error)})"]
 

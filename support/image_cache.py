@@ -2,11 +2,13 @@
 
 import contextlib
 import errno
+import hashlib
 import json
 import math
 import os
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -14,6 +16,8 @@ from tqdm import tqdm
 from support.decoding import check_skipped
 from support.errors import UserError, counted, error_text
 from support.files import locked
+from support.pixel_range import PixelRange
+from support.survey import survey
 
 CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
 # Raise it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
@@ -26,18 +30,49 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, Path.home() / ".cache")) / "dcgan"
 
 
+class CachedArray(NamedTuple):
+    """An array of prepared images on disk."""
+
+    path: Path
+    rows: np.ndarray  # mapped from disk
+    skipped: list  # reports of the images left out
+    pixel_range: PixelRange
+    stack: str | None  # a file of several frames
+
+
+def open_array(images, folder, name, workers, pixel_range=None):
+    """Return the CachedArray `name` of a cache folder for DecodedImages, which are prepared now if it is not there.
+
+    pixel_range: the one that it must have (default: that of the array there, or of a survey of the images).
+    """
+    path = folder / f"{name}.npy"
+    array = read_cached(path, images.shape)
+    found = array or survey(images.source)
+    if pixel_range not in (None, found.pixel_range):
+        path = folder / f"{name}r{hashlib.sha256(json.dumps(pixel_range).encode()).hexdigest()[:8]}.npy"
+        array = read_cached(path, images.shape)
+    if array is None:
+        images.pixel_range = pixel_range or found.pixel_range
+        build_cache(images, path, workers, {"pixel_range": images.pixel_range, "stack": found.stack})
+        array = read_cached(path, images.shape)
+    return array
+
+
 def read_cached(path, shape):
-    """Return (the array of a cache file, mapped from disk; reports of the images left out), or None if not intact."""
+    """Return the CachedArray of a file, or None if it is not intact."""
     try:
         rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        skipped = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-    except (OSError, ValueError, EOFError):
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        if isinstance(info, list):  # of an earlier version
+            info = {"skipped": info, "pixel_range": PixelRange(), "stack": None}
+        array = CachedArray(path, rows, info["skipped"], PixelRange(*info["pixel_range"]), info["stack"])
+    except (OSError, ValueError, EOFError, TypeError, KeyError):
         return None
-    return (rows, skipped) if rows.shape[1:] == shape and rows.dtype == np.uint8 else None
+    return array if rows.shape[1:] == shape and rows.dtype == np.uint8 else None
 
 
-def build_cache(images, path, workers):
-    """Decode every image once into the array `path` (.npy), and list those left out in a .json file beside it."""
+def build_cache(images, path, workers, info):
+    """Decode every image once into the array `path` (.npy); write `info` and the images left out into a .json file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with locked(path.with_name(f".{path.stem}.lock")):
@@ -45,7 +80,7 @@ def build_cache(images, path, workers):
                 with contextlib.suppress(PermissionError):  # on Windows, where another process may have it open
                     partial_file.unlink()
             if read_cached(path, images.shape) is None:  # otherwise another process has prepared it meanwhile
-                write_cache(images, path, workers)
+                write_cache(images, path, workers, info)
     except OSError as error:
         if isinstance(error, ChildProcessError):
             raise
@@ -55,10 +90,12 @@ def build_cache(images, path, workers):
         raise UserError(message) from None
 
 
-def write_cache(images, path, workers):
+def write_cache(images, path, workers, info):
     total, skipped, count = len(images), [], 0
     size = total * math.prod(images.shape) / 1e6
     print(f"preparing {counted(total, 'image')}, once, into {path} ({size:,.0f} MB)")
+    for features in path.parent.glob(f"{path.stem}-*.fid"):  # of an array that was here and had another range
+        features.unlink()
     chunk = max(1, CHUNK // images.image_size**2)
     chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}.part") for kind in (".npy", ".json"))
@@ -75,7 +112,7 @@ def write_cache(images, path, workers):
             write_header(file, count, images)  # numpy leaves room in it for a count of any length
             file.flush()
             os.fsync(file.fileno())
-        partial_json.write_text(json.dumps(skipped), encoding="utf-8")
+        partial_json.write_text(json.dumps(info | {"skipped": skipped}), encoding="utf-8")
         try:
             os.replace(partial_json, path.with_suffix(".json"))
             os.replace(partial, path)

@@ -1,19 +1,30 @@
-"""A look at a sample of a data set's files: what kind of images they hold."""
+"""A look at a sample of a data set's files: the range of their values, and whether there are stacks."""
 
 import contextlib
 import warnings
+from typing import NamedTuple
 
 from PIL import Image
 
 from support.formats import has_several_frames
+from support.pixel_range import PixelRange, choose_range, sample_of
 
 
-def first_stack(source):
-    """Return the name of a file of several frames, of which only the first is used, or None if the sample has none."""
+class Survey(NamedTuple):
+    """What a sample of the files shows."""
+
+    pixel_range: PixelRange
+    stack: str | None  # a file of several frames, of which only the first is used
+
+
+def survey(source):
+    """Return the Survey of a Source. It opens the files of its sample, and decodes those of more than 8 bits."""
+    samples, stack = [], None
     for i in source.sample():
         with contextlib.suppress(Exception), warnings.catch_warnings():  # damage is reported at decoding
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with source[i] as image:
-                if has_several_frames(image):
-                    return source.name(i)
-    return None
+                if stack is None and has_several_frames(image):
+                    stack = source.name(i)
+                samples.append(sample_of(image))
+    return Survey(choose_range([sample for sample in samples if len(sample)]), stack)
