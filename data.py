@@ -6,8 +6,7 @@
 """
 
 import functools
-import hashlib
-import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +17,8 @@ from support.cartoon import open_cartoon
 from support.celeba import open_celeba
 from support.decoding import DecodedImages, check_skipped
 from support.distributed import shard
-from support.errors import UserError
-from support.image_cache import PREPARATION, cache_folder, open_array
+from support.errors import UserError, counted
+from support.image_cache import PREPARATION, cache_folder, open_array, short_hash
 from support.image_folder import open_folder
 from support.lsun import open_lsun
 from support.pixel_range import PixelRange
@@ -47,10 +46,11 @@ class PreparedImages:
 
     len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: a report
     for each folder that could not be listed. images.path: the file of the array, if it is on disk. images.reading: how
-    the data set is read, for the checkpoints of a run. images.notes: lines on what may surprise.
+    the data set is read, and images.identity: what tells it from others, both for the checkpoints of a run.
+    images.notes: lines on what may surprise.
     """
 
-    reading, notes = None, ()
+    reading, identity, notes = None, None, ()
 
     def __init__(self, rows, skipped, unlisted, workers=0, path=None):
         self.rows, self.skipped, self.unlisted, self.workers, self.path = rows, skipped, unlisted, workers, path
@@ -113,20 +113,44 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     images = DecodedImages(source, image_size, nc)
-    pixel_range = PixelRange(*reading["pixel_range"]) if reading else None
+    pixel_range, identity = PixelRange(*reading["pixel_range"]) if reading else None, source.identity()
     if cache == "none":
         found = survey(source)
         images.pixel_range = pixel_range or found.pixel_range
         prepared = PreparedImages(images, [], unlisted, workers)
     else:
-        identity = json.dumps([PREPARATION, dataset, image_size, nc, source.identity()])
-        name = f"{dataset}-{image_size}x{nc}-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
+        name = f"{dataset}-{image_size}x{nc}-{short_hash([PREPARATION, dataset, image_size, nc, identity])}"
         found = open_array(images, Path(cache) if cache else cache_folder(), name, workers, pixel_range)
         prepared = PreparedImages(found.rows, found.skipped, unlisted, path=found.path)
     pixel_range = pixel_range or found.pixel_range
+    prepared.identity = {"files": short_hash(source.names_and_sizes(identity))}
     prepared.reading = {"formats": reading["formats"] if reading else 2, "pixel_range": list(pixel_range)}
     prepared.notes = [f"passed over {source.passed_over}"] if source.passed_over else []
     if found.stack:
         prepared.notes.append(f"some files hold several frames, such as {found.stack}: only the first is used")
     prepared.notes += pixel_range.in_words()
     return prepared
+
+
+def check_same_images(images, checkpoint, outf):
+    """Raise UserError if the run in `outf` would resume from a checkpoint on other images than it had."""
+    before, now, files = checkpoint["pictures"], len(images), checkpoint.get("data", {}).get("files")
+    same_files = files in (None, images.identity["files"])  # a checkpoint of an earlier version does not say
+    if before == now and same_files:
+        return
+    change = f"the run had {counted(before, 'image')}, now there are {now:,}"
+    if before == now:
+        change = f"the run had {counted(before, 'image')} of other names or sizes"
+    elif files and same_files:
+        raise UserError(f"--resume: {change} that can be read (--cache none counts all): repeat the run's --cache")
+    raise UserError(
+        f"--resume: {change}; bring back those it had, or start a new run from its weights with --netG {outf}"
+        f" --netD {outf} and another --outf"
+    )
+
+
+def absolute_folders(args):
+    """Return --dataroot and --cache as absolute paths, with which a run resumes from any working directory."""
+    dataroot = args.dataroot or ("data" if args.dataset in ("celeba", "cifar10", "lsun", "mnist") else None)
+    folders = {"dataroot": dataroot, "cache": args.cache if args.cache != "none" else None}
+    return {name: os.path.abspath(folder) for name, folder in folders.items() if folder}

@@ -19,14 +19,14 @@ import torch
 import torchvision
 from tqdm import tqdm
 
-from data import EARLIER_READING, SOURCES, PreparedImages, load_images
+from data import EARLIER_READING, SOURCES, PreparedImages, absolute_folders, check_same_images, load_images
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
 from support import accelerator, distributed
 from support.cli import protect_output
 from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
-from support.options import KEPT, build_parser, parse_options
+from support.options import KEPT, build_parser, option_name, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, plot_losses, save_grid
 from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
@@ -114,7 +114,8 @@ def set_up(args, checkpoint):
     # Training state
     trainer = Trainer(netG, netD, device, trainer_settings(args, device, len(images)))
     if checkpoint:
-        restore(trainer, checkpoint, args, len(images))
+        check_same_images(images, checkpoint, args.outf)
+        restore(trainer, checkpoint, args)
     if device.type != "cpu":
         images.keep_on(device, accelerator.free_memory(device))
     rank = distributed.rank_and_world_size()[0]
@@ -163,7 +164,7 @@ def check_same_sizes(wanted, loaded, name):
     for size in ("nz", "ngf", "ndf", "nc", "image_size"):
         if getattr(loaded, size, None) != getattr(wanted, size, None):
             has, wants = getattr(loaded, size), getattr(wanted, size)
-            raise UserError(f"--{name}: {name} has {size} {has}, this run wants {wants}")
+            raise UserError(f"--{name}: {name} has {option_name(size)} {has}, this run wants {wants}")
 
 
 def prepare_images(args, checkpoint):
@@ -184,9 +185,10 @@ def prepare_images(args, checkpoint):
         images = load_images(*source, cache=args.cache, workers=workers, reading=reading)
     if first:
         distributed.all_gather_object(None)
-    counts = distributed.all_gather_object(len(images))
-    if len(set(counts)) > 1:
-        raise UserError(f"--dataroot {args.dataroot}: the processes find different numbers of images: {counts}")
+    found = distributed.all_gather_object((len(images), images.identity["files"]))
+    if len(set(found)) > 1:
+        counts = [count for count, _ in found]
+        raise UserError(f"--dataroot {args.dataroot}: the processes find different images; how many each: {counts}")
     if len(images) < world_size:
         raise UserError(f"--ngpu: {world_size} processes are too many for {counted(len(images), 'image')}")
     return images
@@ -203,10 +205,8 @@ def trainer_settings(args, device, images):
     return TrainerSettings(**options, batch_size=min(args.batch_size, images) // world_size)
 
 
-def restore(trainer, checkpoint, args, images):
+def restore(trainer, checkpoint, args):
     """Load a checkpoint into the trainer. Raises UserError if it does not fit."""
-    if checkpoint["pictures"] != images:
-        raise UserError(f"--resume: the run had {checkpoint['pictures']} images, now there are {images}")
     try:
         trainer.load_state_dict(checkpoint)
         before = len(checkpoint["noise"])
@@ -226,7 +226,7 @@ def open_folder(run, checkpoint):
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
     versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
-    run.folder.save_settings(vars(args) | {"versions": versions})
+    run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
     if first:
         run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed
     if first or run.images.path:  # otherwise it would take time to decode some again
@@ -332,9 +332,11 @@ def save(run, with_weights, last):
 
 def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
-    options = {name: getattr(run.args, name) for name in KEPT} | {"fid": run.args.fid or run.fid_samples}
-    position = {"epoch": run.epoch, "step": run.step, "pictures": len(run.images)}
-    return run.trainer.state_dict() | position | {"options": options, "reading": run.images.reading}
+    options = {name: getattr(run.args, name) for name in KEPT} | absolute_folders(run.args)
+    options["fid"] = run.args.fid or run.fid_samples
+    position = {"epoch": run.epoch, "step": run.step}
+    images = {"pictures": len(run.images), "data": run.images.identity, "reading": run.images.reading}
+    return run.trainer.state_dict() | position | images | {"options": options}
 
 
 def measure_fid(run, stopped=lambda: False):

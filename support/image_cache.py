@@ -30,6 +30,11 @@ def cache_folder():
     return Path(os.environ.get("XDG_CACHE_HOME") or usual.get(sys.platform, Path.home() / ".cache")) / "dcgan"
 
 
+def short_hash(value):
+    """Return 16 characters that tell a value for JSON from others."""
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
+
+
 class CachedArray(NamedTuple):
     """An array of prepared images on disk."""
 
@@ -49,7 +54,7 @@ def open_array(images, folder, name, workers, pixel_range=None):
     array = read_cached(path, images.shape)
     found = array or survey(images.source)
     if pixel_range not in (None, found.pixel_range):
-        path = folder / f"{name}r{hashlib.sha256(json.dumps(pixel_range).encode()).hexdigest()[:8]}.npy"
+        path = folder / f"{name}r{short_hash(pixel_range)}.npy"
         array = read_cached(path, images.shape)
     if array is None:
         images.pixel_range = pixel_range or found.pixel_range

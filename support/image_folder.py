@@ -86,6 +86,9 @@ class FolderSource(Source):
     def identity(self):
         return [str(self.root.resolve()), [(name, *size_and_mtime(self.root / name)) for name in self.names]]
 
+    def names_and_sizes(self, identity):
+        return [file[:2] for file in identity[1]]
+
 
 def extension_of(path):
     return os.path.splitext(path)[1].lower()

@@ -59,6 +59,9 @@ class LsunSource(Source):
     def identity(self):
         return [(folder, *size_and_mtime(Path(folder, "data.mdb"))) for folder in self.folders]
 
+    def names_and_sizes(self, identity):
+        return [(Path(folder).name, *size[:1]) for folder, *size in identity]
+
 
 def open_lsun(dataroot, image_size, classes):
     root = Path(dataroot or "data")

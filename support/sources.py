@@ -35,8 +35,12 @@ class Source:
         return []  # those of data sets with a fixed form need no look
 
     def identity(self):
-        """Return a value for JSON that changes when the images change."""
+        """Return a value for JSON that changes when the images change, or where or when they were stored."""
         raise NotImplementedError
+
+    def names_and_sizes(self, identity):
+        """Return, of what `identity` returned, a value for JSON that stays the same in a copy of the data set."""
+        return identity
 
 
 class TorchvisionSource(Source):

@@ -35,6 +35,7 @@ from helpers import (
 )
 
 import dcgan
+from data import PreparedImages
 from models import load_generator
 from support import distributed
 from support.distributed import is_lost_process, launch_processes, run_and_exit, shard
@@ -397,18 +398,21 @@ def test_jobs_that_cannot_work_are_refused(tmp_path, capsys, options, words):
 
 
 @pytest.mark.parametrize(
-    ("world_size", "counts", "words"),
+    ("world_size", "others", "words"),
     [
-        (1001, [1000], "1001 processes are too many for 1,000 images"),
-        (2, [1000, 999], "--dataroot None: the processes find different numbers of images: [1000, 999]"),
+        (1001, [], "1001 processes are too many for 1,000 images"),
+        (2, [(999, "a")], "--dataroot None: the processes find different images; how many each: [1000, 999]"),
+        (2, [(1000, "b")], "--dataroot None: the processes find different images; how many each: [1000, 1000]"),
     ],
 )
-def test_images_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, world_size, counts, words):
+def test_images_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, world_size, others, words):
     options = {"dataset": "fake", "dataroot": None, "image_size": 16, "nc": 3, "classes": "", "workers": 0}
-    monkeypatch.setattr(dcgan, "load_images", lambda *_, **__: range(1000))
+    images = PreparedImages(range(1000), [], [])
+    images.identity = {"files": "a"}
+    monkeypatch.setattr(dcgan, "load_images", lambda *_, **__: images)
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (0, world_size))
-    monkeypatch.setattr(distributed, "all_gather_object", lambda value: value and counts)
+    monkeypatch.setattr(distributed, "all_gather_object", lambda value: value and [value, *others])
     with pytest.raises(UserError) as refusal:
-        dcgan.prepare_images(argparse.Namespace(**options, cache=str(tmp_path)))
+        dcgan.prepare_images(argparse.Namespace(**options, cache=str(tmp_path)), None)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)
