@@ -13,12 +13,13 @@ import numpy as np
 import torch
 from torchvision import datasets
 
+from support.cache_lookup import open_array
 from support.cartoon import open_cartoon
 from support.celeba import open_celeba
 from support.decoding import DecodedImages, check_skipped
 from support.distributed import shard
 from support.errors import UserError, counted
-from support.image_cache import PREPARATION, cache_folder, open_array, short_hash
+from support.image_cache import PREPARATION, cache_folder, short_hash
 from support.image_folder import open_folder
 from support.lsun import open_lsun
 from support.pixel_range import PixelRange
@@ -92,7 +93,7 @@ class PreparedImages:
 
     def decoded_batches(self, shards, order):
         known = set(self.skipped)
-        for batch, reports in self.rows.decode(shards, self.workers, order):
+        for batch, reports, _ in self.rows.decode(shards, self.workers, order):
             self.skipped += [report for report in dict.fromkeys(reports) if report not in known]
             known.update(reports)
             check_skipped(self.skipped, len(self))
@@ -109,39 +110,48 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     if dataset not in SOURCES:
         raise UserError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
     source = SOURCES[dataset](dataroot, image_size, classes)
-    if reading and reading["formats"] == 1:
+    formats, pixel_range = reading["formats"] if reading else 2, reading and PixelRange(*reading["pixel_range"])
+    if formats == 1:
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
-    images = DecodedImages(source, image_size, nc)
-    pixel_range, identity = PixelRange(*reading["pixel_range"]) if reading else None, source.identity()
+    images, identity = DecodedImages(source, image_size, nc), source.identity()
+    facts = {"preparation": PREPARATION, "place": source.place if formats == 2 else None}
+    facts |= {"identity": short_hash(identity), "files": short_hash(source.names_and_sizes(identity))}
     if cache == "none":
-        found = survey(source)
+        found, contents = survey(source), None
         images.pixel_range = pixel_range or found.pixel_range
         prepared = PreparedImages(images, [], unlisted, workers)
     else:
-        name = f"{dataset}-{image_size}x{nc}-{short_hash([PREPARATION, dataset, image_size, nc, identity])}"
-        found = open_array(images, Path(cache) if cache else cache_folder(), name, workers, pixel_range)
-        prepared = PreparedImages(found.rows, found.skipped, unlisted, path=found.path)
+        path = Path(cache) if cache else cache_folder()
+        path /= f"{dataset}-{image_size}x{nc}-{short_hash([PREPARATION, dataset, image_size, nc, identity])}.npy"
+        found = open_array(images, path, facts, workers, pixel_range)
+        contents = found.info.get("contents")
+        prepared = PreparedImages(found.rows, found.info["skipped"], unlisted, path=found.path)
     pixel_range = pixel_range or found.pixel_range
-    prepared.identity = {"files": short_hash(source.names_and_sizes(identity))}
-    prepared.reading = {"formats": reading["formats"] if reading else 2, "pixel_range": list(pixel_range)}
-    prepared.notes = [f"passed over {source.passed_over}"] if source.passed_over else []
-    if found.stack:
-        prepared.notes.append(f"some files hold several frames, such as {found.stack}: only the first is used")
-    prepared.notes += pixel_range.in_words()
+    prepared.identity = {"files": facts["files"], "contents": contents}
+    prepared.reading = {"formats": formats, "pixel_range": list(pixel_range)}
+    prepared.notes = notes_on(source.passed_over, found.stack, pixel_range)
     return prepared
+
+
+def notes_on(passed_over, stack, pixel_range):
+    """Return lines on what of a data set is not used, or not as its files suggest."""
+    notes = [f"passed over {passed_over}"] if passed_over else []
+    notes += [f"some files hold several frames, such as {stack}: only the first is used"] if stack else []
+    return notes + pixel_range.in_words()
 
 
 def check_same_images(images, checkpoint, outf):
     """Raise UserError if the run in `outf` would resume from a checkpoint on other images than it had."""
-    before, now, files = checkpoint["pictures"], len(images), checkpoint.get("data", {}).get("files")
-    same_files = files in (None, images.identity["files"])  # a checkpoint of an earlier version does not say
-    if before == now and same_files:
+    before, now, data = checkpoint["pictures"], len(images), checkpoint.get("data", {})  # earlier versions kept none
+    changed = [name for name, value in data.items() if value and images.identity[name] not in (None, value)]
+    if before == now and not changed:
         return
     change = f"the run had {counted(before, 'image')}, now there are {now:,}"
     if before == now:
-        change = f"the run had {counted(before, 'image')} of other names or sizes"
-    elif files and same_files:
+        what = "names or sizes" if "files" in changed else "contents"
+        change = f"the run had {counted(before, 'image')} of other {what}"
+    elif data and not changed:
         raise UserError(f"--resume: {change} that can be read (--cache none counts all): repeat the run's --cache")
     raise UserError(
         f"--resume: {change}; bring back those it had, or start a new run from its weights with --netG {outf}"

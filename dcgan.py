@@ -132,6 +132,8 @@ def set_up(args, checkpoint):
         describe(run, resumed=checkpoint is not None)
         for note in images.notes:
             print(f"note: {note}")
+        if images.path:
+            print(f"prepared images: {images.path}")
     warn_skipped(run)
     return run
 

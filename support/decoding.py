@@ -1,20 +1,17 @@
-"""Images prepared for training: one at a time, and whole data sets by several processes."""
+"""Images prepared for training: one at a time, and whole data sets."""
 
-import functools
 import itertools
-import multiprocessing
-import os
-import signal
 import warnings
-from multiprocessing.pool import ThreadPool
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
+from tqdm import tqdm
 
 from support.errors import UserError, counted, error_text
 from support.pixel_range import PixelRange, load_as_bytes, to_8_bits
+from support.workers import load_batches
 
 AS_BEFORE = PixelRange()  # as in earlier versions
 UNUSED_ALPHA = ("BMP", "DIB", "TGA")  # in which many programs leave alpha at zero, where all would be transparent
@@ -68,32 +65,62 @@ class DecodedImages(Dataset):
             return None, [f"{self.source.name(i)} ({error_text(error)})"]
 
     def stack(self, items):
-        """Return (uint8 tensor (B, nc, image_size, image_size), reports) of a list of items."""
-        rows = [row for row, _ in items if row is not None]
+        """Return (uint8 tensor (B, nc, image_size, image_size), reports, digests) of a list of items."""
+        rows = [row for row, *_ in items if row is not None]
         batch = np.empty((len(rows), *self.shape), np.uint8)
         for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
             batch[i] = row
-        return torch.from_numpy(batch), [report for _, reports in items for report in reports]
+        reports = [report for _, reports, *_ in items for report in reports]
+        return torch.from_numpy(batch), reports, [digest for _, _, *digests in items for digest in digests]
 
     def decode(self, chunks, workers, order=None):
         """Yield what `stack` returns for every list of indices in `chunks`, decoded by so many `workers`.
 
         order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
-        replaced by the next in the order that can. Without it, such images are left out.
+        replaced by the next in the order that can. Without it, such images are left out, and every image comes with the
+        digest of its file.
         """
-        self.source.prepare_for_workers()
-        items = self if order is None else InOrder(self, order)
-        options = {"num_workers": workers, "collate_fn": self.stack}
-        options["worker_init_fn"] = functools.partial(worker_init, os.getpid())
+        items = WithDigests(self) if order is None else InOrder(self, order)
+        yield from load_batches(self.source, items, chunks, workers, self.stack)
+
+    def digests(self, workers):
+        """Return the digests of all files, one after another."""
+        chunks = [range(i, min(i + 1_000, len(self))) for i in range(0, len(self), 1_000)]
+        with tqdm(total=len(self), desc="comparing", unit="img", disable=None) as bar:
+            digests = []
+            for some in load_batches(self.source, Digests(self.source), chunks, workers, list):
+                digests += some
+                bar.update(len(some))
+        return digests
+
+
+class Digests(Dataset):
+    """The digests of a source's files, without their images."""
+
+    def __init__(self, source):
+        self.source = source
+
+    def __len__(self):
+        return len(self.source)
+
+    def __getitem__(self, i):
         try:
-            loader = DataLoader(items, batch_sampler=chunks, **options)
-            yield from start_workers_off_main_thread(loader) if workers else loader
-        except RuntimeError as error:  # one of its processes was killed
-            raise ChildProcessError(
-                f"decoding images failed ({error_text(error)}); --workers 0 needs no processes"
-            ) from None
-        finally:
-            self.source.close()
+            return self.source.digest(i)
+        except Exception:  # what cannot be read is reported at decoding
+            return ""
+
+
+class WithDigests(Dataset):
+    """Decoded images with the digests of their files: [i] is (image or None, reports, digest)."""
+
+    def __init__(self, images):
+        self.images, self.digests = images, Digests(images.source)
+
+    def __len__(self):
+        return len(self.images)
+
+    def __getitem__(self, i):
+        return *self.images[i], self.digests[i]
 
 
 class InOrder(Dataset):
@@ -113,29 +140,6 @@ class InOrder(Dataset):
             if row is not None or len(reports) > len(self) / 2:
                 break
         return row, reports
-
-
-def start_workers_off_main_thread(loader):
-    """Return iter(loader), created outside the main thread.
-
-    In the main thread, DataLoader installs a SIGCHLD handler that can raise at any point, even while the lock of a
-    queue is held, for which DataLoader would then wait for ever. Without it, a lost worker is noticed within seconds.
-    """
-    thread = ThreadPool(1)
-    try:
-        return thread.apply(iter, (loader,))
-    finally:  # wait, even after Ctrl-C, so that no worker starts later
-        thread.close()
-        thread.join()
-
-
-def worker_init(parent, _):
-    """Ignore SIGINT, which `parent` handles; exit on SIGTERM; exit now if the parent has ended already."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # DataLoader's workers watch their parent, but would watch another process if it ended before they started.
-    if multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent:
-        os._exit(1)
 
 
 def check_skipped(skipped, total):

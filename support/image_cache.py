@@ -7,8 +7,8 @@ import json
 import math
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 from tqdm import tqdm
@@ -17,7 +17,6 @@ from support.decoding import check_skipped
 from support.errors import UserError, counted, error_text
 from support.files import locked
 from support.pixel_range import PixelRange
-from support.survey import survey
 
 CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
 # Raise it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
@@ -35,45 +34,48 @@ def short_hash(value):
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 
-class CachedArray(NamedTuple):
+@dataclass
+class CachedArray:
     """An array of prepared images on disk."""
 
     path: Path
     rows: np.ndarray  # mapped from disk
-    skipped: list  # reports of the images left out
-    pixel_range: PixelRange
-    stack: str | None  # a file of several frames
+    # skipped: reports of the images left out; pixel_range; stack: a file of several frames, or None. Of arrays that an
+    # earlier version prepared, the following are missing: place, identity, files and contents of the data set.
+    info: dict
+
+    @property
+    def pixel_range(self):
+        return PixelRange(*self.info["pixel_range"])
+
+    @property
+    def stack(self):
+        return self.info["stack"]
 
 
-def open_array(images, folder, name, workers, pixel_range=None):
-    """Return the CachedArray `name` of a cache folder for DecodedImages, which are prepared now if it is not there.
-
-    pixel_range: the one that it must have (default: that of the array there, or of a survey of the images).
-    """
-    path = folder / f"{name}.npy"
-    array = read_cached(path, images.shape)
-    found = array or survey(images.source)
-    if pixel_range not in (None, found.pixel_range):
-        path = folder / f"{name}r{short_hash(pixel_range)}.npy"
-        array = read_cached(path, images.shape)
-    if array is None:
-        images.pixel_range = pixel_range or found.pixel_range
-        build_cache(images, path, workers, {"pixel_range": images.pixel_range, "stack": found.stack})
-        array = read_cached(path, images.shape)
-    return array
+def read_info(path):
+    """Return what the .json file of an array says, {} if it cannot be read."""
+    try:
+        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if isinstance(info, list):  # of an earlier version
+        return {"skipped": info, "pixel_range": list(PixelRange()), "stack": None}
+    return info if isinstance(info, dict) else {}
 
 
 def read_cached(path, shape):
-    """Return the CachedArray of a file, or None if it is not intact."""
+    """Return the CachedArray of a file, or of the one with the same images that it names; None if it is not intact."""
+    info = read_info(path)
+    if "same_as" in info:
+        path = path.with_name(f"{info['same_as']}.npy")
+        info = read_info(path)
     try:
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
-        info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        if isinstance(info, list):  # of an earlier version
-            info = {"skipped": info, "pixel_range": PixelRange(), "stack": None}
-        array = CachedArray(path, rows, info["skipped"], PixelRange(*info["pixel_range"]), info["stack"])
+        array = CachedArray(path, np.load(path, mmap_mode="r", allow_pickle=False), info)
+        intact = array.rows.shape[1:] == shape and array.rows.dtype == np.uint8
+        return array if intact and array.pixel_range and {"skipped", "stack"} <= info.keys() else None
     except (OSError, ValueError, EOFError, TypeError, KeyError):
         return None
-    return array if rows.shape[1:] == shape and rows.dtype == np.uint8 else None
 
 
 def build_cache(images, path, workers, info):
@@ -96,7 +98,7 @@ def build_cache(images, path, workers, info):
 
 
 def write_cache(images, path, workers, info):
-    total, skipped, count = len(images), [], 0
+    total, skipped, digests, count = len(images), [], [], 0
     size = total * math.prod(images.shape) / 1e6
     print(f"preparing {counted(total, 'image')}, once, into {path} ({size:,.0f} MB)")
     for features in path.parent.glob(f"{path.stem}-*.fid"):  # of an array that was here and had another range
@@ -107,8 +109,8 @@ def write_cache(images, path, workers, info):
     try:
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
             write_header(file, total, images)
-            for batch, reports in images.decode(chunks, workers):
-                skipped += reports
+            for batch, reports, some in images.decode(chunks, workers):
+                skipped, digests = skipped + reports, digests + some
                 file.write(batch.numpy())
                 count += len(batch)
                 bar.update(len(batch) + len(reports))
@@ -117,7 +119,9 @@ def write_cache(images, path, workers, info):
             write_header(file, count, images)  # numpy leaves room in it for a count of any length
             file.flush()
             os.fsync(file.fileno())
-        partial_json.write_text(json.dumps(info | {"skipped": skipped}), encoding="utf-8")
+        partial_json.write_text(
+            json.dumps(info | {"skipped": skipped, "contents": contents_of(digests)}), encoding="utf-8"
+        )
         try:
             os.replace(partial_json, path.with_suffix(".json"))
             os.replace(partial, path)
@@ -128,6 +132,11 @@ def write_cache(images, path, workers, info):
         for partial_file in (partial, partial_json):
             with contextlib.suppress(OSError):
                 partial_file.unlink()
+
+
+def contents_of(digests):
+    """Return a hash of the digests of all files, or None if there are none."""
+    return short_hash(digests) if any(digests) else None
 
 
 def write_header(file, count, images):

@@ -1,6 +1,7 @@
 """Folders of images: which files are taken for images, which are passed over."""
 
 import collections
+import hashlib
 import os
 import stat
 from pathlib import Path
@@ -22,6 +23,7 @@ class FolderSource(Source):
 
     def __init__(self, root, earlier=False):
         self.root, self.unlisted, self.earlier = Path(root), {}, earlier
+        self.place = str(self.root.resolve())
         if not self.root.is_dir():
             raise UserError(f"--dataroot {root}: there is no such folder")
         self.names, self.other_files, self.other_folders = [], collections.Counter(), []
@@ -65,14 +67,25 @@ class FolderSource(Source):
     def __len__(self):
         return len(self.names)
 
-    def __getitem__(self, i):
+    def path(self, i):
+        """Return the path of image i. Raises ValueError if it is no file or too large a one, OSError if it is gone."""
         path = os.path.join(self.root, self.names[i])
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):  # reading a pipe or a device could take for ever
             raise ValueError("not a file")
         if status.st_size > MAX_BYTES:
             raise ValueError(f"more than {MAX_BYTES >> 20} MB")
-        return open_image(path, extension_of(path))
+        return path
+
+    def __getitem__(self, i):
+        return open_image(self.path(i), extension_of(self.names[i]))
+
+    def digest(self, i):
+        digest = hashlib.sha256()
+        with open(self.path(i), "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
 
     def name(self, i):
         return self.names[i]
@@ -84,7 +97,7 @@ class FolderSource(Source):
         return [i for group in numbers.values() for i in group[:: -(-len(group) // SAMPLE)]]
 
     def identity(self):
-        return [str(self.root.resolve()), [(name, *size_and_mtime(self.root / name)) for name in self.names]]
+        return [self.place, [(name, *size_and_mtime(self.root / name)) for name in self.names]]
 
     def names_and_sizes(self, identity):
         return [file[:2] for file in identity[1]]

@@ -1,6 +1,7 @@
 """LSUN, read from its LMDB databases."""
 
 import bisect
+import hashlib
 import io
 import itertools
 from pathlib import Path
@@ -17,6 +18,7 @@ class LsunSource(Source):
 
     def __init__(self, folders):
         self.folders = [str(folder) for folder in folders]
+        self.place = [str(Path(folder).resolve()) for folder in folders]
         self.ends = list(itertools.accumulate(self.open_database(folder).stat()["entries"] for folder in self.folders))
         self.keys, self.opened = [], []
         if not len(self):
@@ -49,12 +51,19 @@ class LsunSource(Source):
         return self.ends[-1]
 
     def __getitem__(self, i):
+        return open_image(io.BytesIO(self.content(i)))
+
+    def digest(self, i):
+        return hashlib.sha256(self.content(i)).hexdigest()
+
+    def content(self, i):
+        """Return the bytes of image i."""
         if not self.opened:  # in the process that reads: an open database does not survive a fork
             self.opened = [self.open_database(folder) for folder in self.folders]
         which = bisect.bisect_right(self.ends, i)
         key = self.keys[which][i - self.ends[which]]  # a negative index, from the end of its own database
         with self.opened[which].begin() as transaction:
-            return open_image(io.BytesIO(transaction.get(bytes(key))))
+            return transaction.get(bytes(key))
 
     def identity(self):
         return [(folder, *size_and_mtime(Path(folder, "data.mdb"))) for folder in self.folders]

@@ -15,6 +15,7 @@ class Source:
 
     unlisted = {}  # folders that could not be listed: path -> why
     passed_over = ""  # files and folders that are not taken for images, in words
+    place = None  # the folder of the images
 
     def name(self, i):
         """Return the name of image i in a report."""
@@ -33,6 +34,10 @@ class Source:
     def sample(self):
         """Return the numbers of some images whose files show what kind of images there are, always the same ones."""
         return []  # those of data sets with a fixed form need no look
+
+    def digest(self, i):
+        """Return a hash of the file of image i, or "" where `identity` does not depend on files. Raises OSError."""
+        return ""
 
     def identity(self):
         """Return a value for JSON that changes when the images change, or where or when they were stored."""

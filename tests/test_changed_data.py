@@ -67,6 +67,13 @@ def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, c
     assert run_dcgan(tmp_path / "new", *OPTIONS, *options) == 0
 
 
+def test_other_contents_of_the_same_names_and_sizes_are_refused(run, tmp_path, capsys):
+    noise(seed=77).save(tmp_path / "in" / "3.bmp")
+    os.utime(tmp_path / "in" / "3.bmp", (1, 1))
+    assert_refused(lambda: run_dcgan(run, "--resume"), capsys, "the run had 8 images of other contents; bring back")
+    assert run_dcgan(run, "--resume", "--niter", 2, "--cache", "none") == 0  # without an array, they are not compared
+
+
 def test_images_that_were_moved_or_copied_are_the_same(run, tmp_path):
     whole = shutil.copytree(run, tmp_path / "whole")
     assert run_dcgan(whole, "--resume", "--niter", 2) == 0

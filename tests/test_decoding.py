@@ -37,9 +37,10 @@ from torch.utils.data import dataloader
 
 import data
 from data import load_images
-from support.decoding import InOrder, prepare, worker_init
+from support.decoding import InOrder, prepare
 from support.errors import UserError
 from support.sources import Source
+from support.workers import worker_init
 
 SIZES = [(16, 16), (17, 16), (37, 53), (53, 37), (7, 5), (1, 1), (1, 30), (30, 1), (333, 20), (20, 333), (178, 218)]
 SIZES += [tuple(size) for size in np.random.default_rng(0).integers(1, 90, (30, 2)).tolist()]

@@ -82,7 +82,7 @@ def test_a_run_that_an_earlier_version_began_keeps_its_images(tmp_path, capsys, 
     assert checkpoint(tmp_path / "new")["pictures"] == 4
     old = shutil.copytree(tmp_path / "new", tmp_path / "old")
     state = checkpoint(old)
-    del state["reading"]
+    del state["reading"], state["data"]
     torch.save(state | {"pictures": 3}, old / "checkpoint.pth")
     for cache in ("cache", "none"):
         assert run_dcgan(old, "--resume", "--cache", cache) == 0

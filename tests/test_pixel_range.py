@@ -226,7 +226,7 @@ def test_a_run_that_an_earlier_version_began_keeps_its_range(tmp_path, monkeypat
     options = [*OPTIONS, "--dataroot", tmp_path / "in"]
     assert run_dcgan(tmp_path / "out", *options, "--niter", 1) == 0
     state = checkpoint(tmp_path / "out")
-    del state["reading"]
+    del state["reading"], state["data"]
     torch.save(state, tmp_path / "out" / "checkpoint.pth")
     trained = []
     monkeypatch.setattr(dcgan, "train", lambda run: trained.append(run.images) or 0)

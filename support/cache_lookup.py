@@ -1,0 +1,66 @@
+"""Which array of the cache holds a data set: that of its files' sizes and times, or one of the same contents."""
+
+import contextlib
+import json
+
+from support.errors import counted
+from support.files import write_atomically
+from support.image_cache import build_cache, contents_of, read_cached, read_info, short_hash
+from support.survey import survey
+
+
+def open_array(images, path, facts, workers, pixel_range=None):
+    """Return the CachedArray of DecodedImages, that of the file `path` or a copy, or prepare the images into `path`.
+
+    facts: what to store with the array: preparation, place, identity and files of the data set. pixel_range: the one
+    that the array must have (default: that of the array there, or of a survey of the images).
+    """
+    array = read_cached(path, images.shape) or find_copy(images, path, facts, workers)
+    found = array or survey(images.source)
+    if pixel_range not in (None, found.pixel_range):
+        path = path.with_name(f"{path.stem}r{short_hash(pixel_range)}.npy")
+        array = read_cached(path, images.shape)
+    if array is None:
+        images.pixel_range = pixel_range or found.pixel_range
+        build_cache(images, path, workers, facts | {"pixel_range": images.pixel_range, "stack": found.stack})
+        array = read_cached(path, images.shape)
+        name_unused(array)
+    return array
+
+
+def find_copy(images, path, facts, workers):
+    """Return the CachedArray of a data set with the same contents, which is found at once from now on, or None.
+
+    Files are read only if the names and sizes of all are the same.
+    """
+    arrays = []
+    for other in sorted(path.parent.glob(f"{path.stem[:-16]}{'[0-9a-f]' * 16}.npy")):
+        info, same = read_info(other), ("preparation", "files")
+        if info.get("contents") and all(info.get(name) == facts[name] for name in same):
+            arrays.append(read_cached(other, images.shape))
+    if not any(arrays):
+        return None
+    print(f"comparing {counted(len(images), 'image')} with those prepared before, which have the same names and sizes")
+    contents = contents_of(images.digests(workers))
+    for array in filter(None, arrays):
+        if array.info["contents"] == contents:
+            link = json.dumps({"same_as": array.path.stem}).encode()
+            with contextlib.suppress(OSError):  # without it, the next start compares again
+                write_atomically(path.with_suffix(".json"), lambda file, link=link: file.write(link), sync=False)
+            return array
+    return None
+
+
+def name_unused(array):
+    """Print which other arrays of the same folder hold images that it does not hold any more."""
+    place, unused = array.info["place"], []
+    for other in sorted(array.path.parent.glob(f"{array.path.stem.split('-')[0]}-*.npy")) if place else ():
+        info = read_info(other)
+        changed = all(info.get(name) not in (None, array.info[name]) for name in ("identity", "contents"))
+        if info.get("place") == place and changed:
+            unused.append(f"{other.name} ({other.stat().st_size / 1e6:,.1f} MB)")
+    if unused:
+        print(
+            f"note: the images have changed since these arrays in {array.path.parent} were prepared; delete those that"
+            f" no run needs: {', '.join(unused)}"
+        )

@@ -1,0 +1,53 @@
+"""Batches of any items, computed by several processes, none of which outlives this one."""
+
+import functools
+import multiprocessing
+import os
+import signal
+from multiprocessing.pool import ThreadPool
+
+from torch.utils.data import DataLoader
+
+from support.errors import error_text
+
+
+def load_batches(source, items, chunks, workers, collate):
+    """Yield collate([items[i], ...]) for every list of indices in `chunks`, computed by so many `workers`.
+
+    source: the Source that the items read.
+    """
+    source.prepare_for_workers()
+    options = {"num_workers": workers, "collate_fn": collate}
+    options["worker_init_fn"] = functools.partial(worker_init, os.getpid())
+    try:
+        loader = DataLoader(items, batch_sampler=chunks, **options)
+        yield from start_workers_off_main_thread(loader) if workers else loader
+    except RuntimeError as error:  # one of its processes was killed
+        raise ChildProcessError(
+            f"decoding images failed ({error_text(error)}); --workers 0 needs no processes"
+        ) from None
+    finally:
+        source.close()
+
+
+def start_workers_off_main_thread(loader):
+    """Return iter(loader), created outside the main thread.
+
+    In the main thread, DataLoader installs a SIGCHLD handler that can raise at any point, even while the lock of a
+    queue is held, for which DataLoader would then wait for ever. Without it, a lost worker is noticed within seconds.
+    """
+    thread = ThreadPool(1)
+    try:
+        return thread.apply(iter, (loader,))
+    finally:  # after Ctrl-C, too, no more workers start
+        thread.close()
+        thread.join()
+
+
+def worker_init(parent, _):
+    """Leave Ctrl-C to the process `parent`, end at once when it says so, or if it has ended already."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    # DataLoader's workers end with their parent, but take whatever process that is by now for it.
+    if multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent:
+        os._exit(1)
