@@ -7,6 +7,7 @@ import numpy as np
 from PIL import Image
 
 VALUES = 10_000  # of an image that a survey looks at
+ROWS = 256  # scaled at a time, to need little more memory than the image
 
 
 class PixelRange(NamedTuple):
@@ -39,18 +40,21 @@ def to_8_bits(image, pixel_range, as_bytes=False):
     if deep is None or (image.mode == "F" and pixel_range.low is None):
         return image
     values, opacity = deep
-    if values.dtype.kind == "f" or pixel_range.bits is None:
-        scaled = values.astype(np.float32)
-        scaled -= pixel_range.low
-        scaled *= 255 / (pixel_range.high - pixel_range.low)
-        np.nan_to_num(scaled, copy=False)
-        np.clip(np.rint(scaled, out=scaled), 0, 255, out=scaled)
-    else:
-        scaled = np.clip(values >> (pixel_range.bits - 8), 0, 255)
-    image = Image.fromarray(scaled.astype(np.uint8))
+    pixels = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), ROWS):
+        pixels[top : top + ROWS] = scale(values[top : top + ROWS], pixel_range)
+    image = Image.fromarray(pixels)
     if opacity is not None:
         image.putalpha(Image.fromarray(opacity))
     return image
+
+
+def scale(values, pixel_range):
+    """Return values, integers or floats, as uint8 values."""
+    if values.dtype.kind != "f" and pixel_range.bits is not None:
+        return np.clip(values >> (pixel_range.bits - 8), 0, 255).astype(np.uint8)
+    scaled = (values.astype(np.float32) - pixel_range.low) * (255 / (pixel_range.high - pixel_range.low))
+    return np.clip(np.rint(np.nan_to_num(scaled)), 0, 255).astype(np.uint8)
 
 
 def deep_values(image, as_bytes=False):
@@ -80,9 +84,11 @@ def sample_of(image):
     deep = deep_values(image, load_as_bytes(image))
     if deep is None:
         return np.empty(0, np.uint8)
-    values, opacity = deep
-    values = values[np.isfinite(values) & (True if opacity is None else opacity > 0)]
-    return np.random.default_rng(0).choice(values, VALUES) if len(values) > VALUES else values
+    values, opacity = (None if part is None else part.ravel() for part in deep)
+    few = len(values) <= VALUES
+    some = slice(None) if few else np.random.default_rng(0).integers(len(values), size=VALUES)
+    shown = np.isfinite(values[some]) & (True if opacity is None else opacity[some] > 0)
+    return values[some][shown]
 
 
 def choose_range(samples):
