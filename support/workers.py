@@ -39,15 +39,15 @@ def start_workers_off_main_thread(loader):
     thread = ThreadPool(1)
     try:
         return thread.apply(iter, (loader,))
-    finally:  # after Ctrl-C, too, no more workers start
+    finally:  # wait, even after Ctrl-C, so that no worker starts later
         thread.close()
         thread.join()
 
 
 def worker_init(parent, _):
-    """Leave Ctrl-C to the process `parent`, end at once when it says so, or if it has ended already."""
+    """Ignore SIGINT, which `parent` handles; exit on SIGTERM; exit now if the parent has ended already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    # DataLoader's workers end with their parent, but take whatever process that is by now for it.
+    # DataLoader's workers watch their parent, but would watch another process if it ended before they started.
     if multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent:
         os._exit(1)
