@@ -122,7 +122,7 @@ def set_up(args, checkpoint):
     fid_meter = FidMeter(images, args.fid, device, generate_images) if args.fid and rank == 0 else None
 
     # Run folder
-    folder = RunFolder(args.outf)
+    folder = RunFolder(args.outf, args.keep)
     run = Run(args, images, trainer, folder, Log(folder.path / "log.csv", StepResult._fields), fid_meter)
     if checkpoint:
         run.epoch, run.step = checkpoint["epoch"], checkpoint["step"]

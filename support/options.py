@@ -15,7 +15,8 @@ from support.run_folder import RunFolder
 # Options that a resumed run cannot change, and those that it keeps unless they are given again.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "sync_bn", "manual_seed")
-KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers", "niter", "save_every", "log_every", "fid")
+KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers")
+KEPT += ("niter", "save_every", "keep", "log_every", "fid")
 
 
 def build_parser(description, datasets):
@@ -87,6 +88,8 @@ def add_training_options(parser):
     add("--outf", default="out", metavar="DIR", help=f"folder for weights, checkpoints, images, log {default}")
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
+    text = "keep the weights of the newest N saves, and remove the run's older ones; off: 0"
+    add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
     add(
         "--fid",

@@ -1,5 +1,6 @@
 """What a run prints: its options and sizes, its progress, a line for each epoch, and a hint when D wins."""
 
+import math
 import sys
 
 import torch
@@ -7,6 +8,8 @@ import torch
 from support.accelerator import emulates_bfloat16
 from support.errors import counted
 
+ENOUGH_STEPS = 2000  # of a run; images are seldom good before
+MUCH_GIGABYTES = 5  # of weights
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
@@ -33,10 +36,30 @@ def describe(run, resumed):
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if len(run.images) < args.batch_size:
         print(f"note: fewer images than --batchSize {args.batch_size}: every step uses all {run.images_per_epoch}")
+    if not args.dry_run and run.epoch < args.niter:
+        describe_length(run)
     if run.epoch >= args.niter:
         print(f"nothing to do: {args.outf} has its {run.epoch} epochs; a larger --niter continues it")
     elif resumed:
         print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
+
+
+def describe_length(run):
+    """Print how many steps a dcgan.Run takes in all, how many GB its weights fill, and what helps if these are odd."""
+    args, steps = run.args, run.args.niter * run.steps_per_epoch
+    saves = math.ceil(args.niter / args.save_every)
+    kept = min(saves, args.keep or saves)
+    tensors = [t for net in run.trainer.networks().values() for t in net.state_dict().values()]
+    gigabytes = kept * sum(t.nbytes for t in tensors) / 1e9
+    whose = f"of {counted(saves, 'save')}" if kept == saves else f"of the newest {kept:,} of {saves:,} saves"
+    print(f"{counted(steps, 'step')} in {counted(args.niter, 'epoch')}; weights {whose}: {gigabytes:,.2f} GB")
+    if steps < 0.9 * ENOUGH_STEPS:  # the README's first run takes 1,884
+        niter = math.ceil(ENOUGH_STEPS / run.steps_per_epoch)
+        every = math.ceil(niter / 25)  # about as many saves as by default
+        options = f"--niter {niter}" + (f" --save-every {every}" if every > 1 else "")
+        print(f"note: {steps:,} are few: a DCGAN needs about {ENOUGH_STEPS:,} steps or more, as with {options}")
+    if gigabytes > MUCH_GIGABYTES:
+        print("note: these weights take much space; --save-every N saves less often, --keep N keeps the newest N saves")
 
 
 def bar_text(means):

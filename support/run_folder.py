@@ -1,5 +1,6 @@
 """The folder of one run: who may write into it, and its files, each complete or absent."""
 
+import contextlib
 import json
 import math
 import sys
@@ -24,8 +25,10 @@ class RunFolder:
     Files that take long are written by a thread, one task at a time, so that training need not wait for the disk.
     """
 
-    def __init__(self, path):
-        self.path, self.lock = Path(path), None
+    def __init__(self, path, keep=0):
+        """keep: of how many saves the weights stay (0: all)."""
+        self.path, self.keep, self.lock = Path(path), keep, None
+        self.saved_epochs = []  # whose weights this run has written, and not removed
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
         self.skipped = self.path / "skipped.txt"
         self.newest_is_intact = True
@@ -64,6 +67,9 @@ class RunFolder:
             self.check_can_start(resume=False)
         elif (self.load_checkpoint(warn=False) or {}).get("steps") != resumed["steps"]:
             raise UserError(f"--outf {self.path}: another run has continued this one meanwhile; start again")
+        else:
+            saved = resumed.get("saved_epochs", ())  # earlier versions did not list them
+            self.saved_epochs = [epoch for epoch in saved if isinstance(epoch, int)]
         for partial in self.path.glob(".*.part"):
             partial.unlink()
         if not resumed and self.is_dry_run():  # otherwise these are not ours
@@ -98,16 +104,29 @@ class RunFolder:
         samples: uint8 images (N, nc, s, s), or None. last: plot even if that was done less than PLOT_SECONDS ago. (A
         plot takes half a second of Python, in which training often waits for the interpreter.)
         """
+        names = [name for name in ("netG", "netD", "netG_ema") if name in state]
         if samples is not None:
             epoch = state["epoch"] - (state["step"] == 0)
-            for name in ("netG", "netD", "netG_ema"):
-                if name in state:
-                    self.save_weights(f"{name}_epoch_{epoch}", state[name])
+            for name in names:
+                self.save_weights(f"{name}_epoch_{epoch}", state[name])
+            self.saved_epochs = [*(e for e in self.saved_epochs if e != epoch), epoch]
             self.draw_or_warn(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
-        self.save_checkpoint(state)
+        self.save_checkpoint(state | {"saved_epochs": list(self.saved_epochs)})
+        self.remove_old_weights(names)
         if last or time.monotonic() - self.plotted > PLOT_SECONDS:
             self.draw_or_warn(plot_losses, "losses.png", rows, steps_per_epoch)
             self.plotted = time.monotonic()
+
+    def remove_old_weights(self, names):
+        """Remove the networks' weights of all but the newest `keep` saves of this run.
+
+        A kill before this leaves files too many, but the checkpoint names them: a later save removes them.
+        """
+        for epoch in self.saved_epochs[: -self.keep] if self.keep else ():
+            with contextlib.suppress(OSError):  # on Windows, another program may have it open
+                for name in names:
+                    (self.path / f"{name}_epoch_{epoch}.pth").unlink(missing_ok=True)
+                self.saved_epochs.remove(epoch)
 
     def load_checkpoint(self, warn=True):
         """Return the newest intact checkpoint, or None if there is none. Raises UserError if none can be read."""

@@ -106,6 +106,7 @@ NUMBERS = {  # values out of range
     "--fid": "-1",
     "--log-every": "0",
     "--save-every": "0",
+    "--keep": "-1 x",
     "--manualSeed": "-1 99999999999999999999",
     "--precision": "fp16",
 }

@@ -1,8 +1,11 @@
 """support/progress.py: what a run says of its progress, and when D has won."""
 
-import pytest
+from types import SimpleNamespace
 
-from support.progress import D_wins, bar_text, epoch_summary
+import pytest
+from torch import nn
+
+from support.progress import D_wins, bar_text, describe_length, epoch_summary
 
 
 def rows_of(steps, D_G_z1, loss_G):
@@ -37,3 +40,24 @@ def test_the_bar_shows_losses_and_probabilities():
     means = {"loss_D": 1.25, "loss_D_real": 0.5, "loss_D_fake": 0.75, "loss_G": 2.0}
     means |= {"D_x": 0.6, "D_G_z1": 0.4, "D_G_z2": 0.3, "images_per_s": 9.0}
     assert bar_text(means) == "D 1.25 G 2.00 D(x) 0.60 D(G(z)) 0.40/0.30"
+
+
+@pytest.mark.parametrize(
+    ("niter", "steps_per_epoch", "options", "lines"),
+    [
+        (25, 80, {}, ["2,000 steps in 25 epochs; weights of 25 saves: 0.10 GB"]),
+        (25, 1, {}, ["25 steps in 25 epochs; weights of 25 saves: 0.10 GB", "--niter 2000 --save-every 80"]),
+        (2, 469, {}, ["938 steps in 2 epochs; weights of 2 saves: 0.01 GB", "as with --niter 5"]),
+        (1, 9999, {}, ["9,999 steps in 1 epoch; weights of 1 save: 0.00 GB"]),
+        (2000, 9, {}, ["18,000 steps in 2,000 epochs; weights of 2,000 saves: 8.03 GB", "--keep N"]),
+        (2000, 9, {"save_every": 3}, ["18,000 steps in 2,000 epochs; weights of 667 saves: 2.68 GB"]),
+        (2000, 9, {"keep": 10}, ["18,000 steps in 2,000 epochs; weights of the newest 10 of 2,000 saves: 0.04 GB"]),
+    ],
+)
+def test_steps_and_size_are_told_and_what_helps_if_they_are_few_or_much(niter, steps_per_epoch, options, lines, capsys):
+    """Of networks whose weights take 4 MB and 15 KB in all."""
+    args = SimpleNamespace(niter=niter, **({"save_every": 1, "keep": 0} | options))
+    trainer = SimpleNamespace(networks=lambda: {"netG": nn.Linear(1000, 1003), "netD": nn.Flatten()})
+    describe_length(SimpleNamespace(args=args, steps_per_epoch=steps_per_epoch, trainer=trainer))
+    for line, words in zip(capsys.readouterr().out.splitlines(), lines, strict=True):
+        assert line.endswith(words) or (line.startswith("note: ") and words in line)

@@ -256,6 +256,72 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run(tmp_path, few_steps, m
     assert list(folder.glob(".*.part")) == []
 
 
+# --keep
+
+
+def weights_in(folder):
+    return sorted((path.name for path in folder.glob("net*")), key=lambda name: name.split("_")[::-1])
+
+
+def names_of(*epochs):
+    return [f"{name}_epoch_{epoch}.pth" for epoch in epochs for name in ("netD", "netG_ema", "netG")]
+
+
+def test_the_weights_of_the_newest_saves_stay(tmp_path, few_steps):
+    assert run_dcgan(tmp_path / "all", *few_steps, "--niter", 4) == 0
+    assert run_dcgan(tmp_path / "out", *few_steps, "--niter", 4, "--keep", 2) == 0
+    gone = {path.name for path in files(tmp_path / "all")} - {path.name for path in files(tmp_path / "out")}
+    assert gone == set(names_of(0, 1))
+    assert_same_run(tmp_path / "out", tmp_path / "all")
+
+
+def test_only_what_this_run_has_saved_is_removed_also_when_it_resumes(tmp_path, few_steps):
+    """With other numbers to keep, and after a kill that left weights which were to be removed."""
+    folder, others = (
+        tmp_path / "out",
+        ["netG_epoch_0.pth", "netD_epoch_2.pth", "netG_ema_epoch_99.pth", "netG_best.pth"],
+    )
+    assert run_dcgan(folder, *few_steps, "--niter", 2, "--save-every", 2) == 0
+    for name in others:
+        (folder / name).write_bytes(b"of another run")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunFolder, "remove_old_weights", lambda *_: None)  # killed before it, every time
+        assert run_dcgan(folder, "--resume", "--niter", 4, "--keep", 1) == 0
+    assert weights_in(folder) == sorted([*names_of(1, 3), *others], key=lambda name: name.split("_")[::-1])
+    assert run_dcgan(folder, "--resume", "--niter", 6) == 0
+    assert set(weights_in(folder)) == {*names_of(5), *others}
+    assert run_dcgan(folder, "--resume", "--niter", 8, "--keep", 0) == 0
+    assert run_dcgan(folder, "--resume", "--niter", 10) == 0
+    assert set(weights_in(folder)) == {*names_of(5, 7, 9), *others}
+    assert all((folder / name).read_bytes() == b"of another run" for name in others)
+
+
+def test_weights_that_an_earlier_version_saved_stay(tmp_path, few_steps):
+    folder = tmp_path / "out"
+    assert run_dcgan(folder, *few_steps, "--niter", 2) == 0
+    state = checkpoint(folder)
+    del state["saved_epochs"], state["options"]["keep"]
+    torch.save(state, folder / "checkpoint.pth")
+    assert run_dcgan(folder, "--resume", "--niter", 4, "--keep", 1) == 0
+    assert set(weights_in(folder)) == set(names_of(0, 1, 3))
+
+
+def test_weights_that_cannot_be_removed_are_removed_later(tmp_path, monkeypatch):
+    folder, state = RunFolder(tmp_path, keep=1), STATE | {"netG": {}, "netD": {}, "step": 0}
+
+    def is_open(*_, **__):
+        raise PermissionError(errno.EACCES, "it is open in another program")
+
+    for epoch in (1, 2, 3):
+        with monkeypatch.context() as patch:
+            if epoch == 2:
+                patch.setattr(type(tmp_path), "unlink", is_open)
+            folder.save(state | {"epoch": epoch}, [torch.zeros(3, 4, 4, dtype=torch.uint8)], [], 1, last=False)
+        left = [int(path.stem.split("_")[-1]) for path in sorted(tmp_path.glob("netG_epoch_*"))]
+        assert left == ([0], [0, 1], [2])[epoch - 1]
+    assert read_file(tmp_path / "checkpoint.pth")["saved_epochs"] == [0, 1, 2]
+
+
 # Decoration
 
 
