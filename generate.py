@@ -17,7 +17,7 @@ from support.arithmetic import seed_groups, write_arithmetic
 from support.cli import Parser, number, protect_output
 from support.errors import UserError
 from support.explorer import PLANES, write_explorer
-from support.files import check_writable
+from support.files import check_writable, make_folder
 from support.latents import SEED_COUNT
 from support.plots import save_grid, write_png
 from support.samples import check_same_weights, grid_path, mark_of_weights
@@ -75,8 +75,8 @@ def main(argv=None):
             if getattr(args, option) and netG.nz < least:
                 raise UserError(f"--{option} needs a generator with latent vectors of length {least} or more")
         check_writable(outf)
-        write = write_samples_and_grid if only_samples else write_pictures
-        written, picture = write(netG, args, device)
+        write = write_samples_and_grid if only_samples else write_figures
+        written, shown = write(netG, args, device)
     except UserError as error:
         parser.error(str(error))
     except (RuntimeError, MemoryError) as error:
@@ -89,14 +89,14 @@ def main(argv=None):
     except KeyboardInterrupt:
         parser.exit(130, f"generate.py: interrupted; the images in {outf} are intact\n")
     print(f"{written}, from {path}")
-    if args.show and picture:
-        show(picture)
+    if args.show and shown:
+        show(shown)
 
 
-def write_pictures(netG, args, device):
+def write_figures(netG, args, device):
     """Write a walk, arithmetic, the explorer, as asked; return (what is where, path of the first PNG file or None)."""
     outf, names = Path(args.outf), []
-    outf.mkdir(parents=True, exist_ok=True)
+    make_folder(outf)
     netG.to(device)
     if args.interpolate:
         names += write_walk(netG, generate_images, args.interpolate, args.manual_seed, outf)
@@ -104,8 +104,8 @@ def write_pictures(netG, args, device):
         names += write_arithmetic(netG, generate_images, args.arithmetic, outf)
     if args.explore:
         names += write_explorer(netG, generate_images, args.manual_seed, outf)
-    picture = next((outf / name for name in names if name.endswith(".png")), None)
-    return f"{' and '.join(names)} in {outf}", picture
+    first = next((outf / name for name in names if name.endswith(".png")), None)
+    return f"{' and '.join(names)} in {outf}", first
 
 
 def write_samples_and_grid(netG, args, device):
@@ -117,7 +117,7 @@ def write_samples_and_grid(netG, args, device):
     seeds = range(args.manual_seed, args.manual_seed + args.num_output)
     grid = grid_path(outf)
     check_same_weights(outf, mark, seeds)
-    outf.mkdir(parents=True, exist_ok=True)
+    make_folder(outf)
     first = write_samples(netG.to(device), seeds, args.batch_size, outf, mark)
     save_grid(grid, first, mark=mark)
     old = outf / "grid.png"

@@ -18,6 +18,14 @@ def check_writable(folder):
         raise UserError(f"--outf {folder}: {nearest} is not a writable folder; choose another --outf")
 
 
+def make_folder(folder):
+    """Make the folder of --outf, and those above it. Raises UserError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--outf {folder} cannot be made ({error.strerror}); choose another --outf") from None
+
+
 def write_atomically(path, write, sync=True, keep=None):
     """Call write(file), so that `path` holds all that it wrote, or stays as it was. Raises OSError.
 

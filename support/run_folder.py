@@ -12,7 +12,7 @@ import torch
 from tqdm import tqdm
 
 from support.errors import UserError, error_text
-from support.files import check_writable, try_lock, write_atomically
+from support.files import check_writable, make_folder, try_lock, write_atomically
 from support.plots import plot_losses, save_grid
 from support.weights import read_file
 
@@ -59,7 +59,7 @@ class RunFolder:
         resumed: the checkpoint from which the run resumes. Raises UserError if another run has the lock, or has
         written here since `resumed` was read.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        make_folder(self.path)
         self.lock = try_lock(self.path / ".lock")
         if self.lock is None:
             raise UserError(f"--outf {self.path}: another run is writing there; choose another --outf")

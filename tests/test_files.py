@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, files
 
 from support.errors import UserError
-from support.files import check_writable, has_content, locked, try_lock, write_atomically
+from support.files import check_writable, has_content, locked, make_folder, try_lock, write_atomically
 
 HOLD_LOCK = [sys.executable, ROOT / "tests" / "programs" / "hold_lock.py"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes and rights as Linux has them")
@@ -142,3 +142,16 @@ def test_folders_that_cannot_be_written_to_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "access", lambda *_: False)  # another user's; test_faults.py has one mounted read-only
     with pytest.raises(UserError, match=f"{tmp_path} is not a writable folder"):
         check_writable(tmp_path / "new")
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch):
+    make_folder(tmp_path / "a" / "b")
+    make_folder(tmp_path / "a" / "b")
+    assert (tmp_path / "a" / "b").is_dir()
+
+    def cannot_make(*_, **__):
+        raise FileNotFoundError(errno.ENOENT, "No such file or directory", "/proc/x")  # as in /proc, for root as well
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", cannot_make)
+    with pytest.raises(UserError, match=r"--outf .*x cannot be made \(No such file or directory\); choose another"):
+        make_folder(tmp_path / "x")
