@@ -65,7 +65,7 @@ def main(argv=None):
     Raises SystemExit for a bad option.
     """
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # until training starts; see StopSignal
-    parser = build_parser(__doc__.splitlines()[0], SOURCES)
+    parser = build_parser("Train a DCGAN (Radford et al. 2016, arXiv:1511.06434) on images.", SOURCES)
     args, in_training = None, False
     try:
         rank, world_size = distributed.init_distributed()

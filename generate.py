@@ -6,6 +6,7 @@ python generate.py --load_path out --interpolate 8
 
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from os.path import expanduser
 from pathlib import Path
 
 import torch
@@ -14,8 +15,8 @@ from tqdm import tqdm
 from models import generate_images, latents, load_generator
 from support.accelerator import is_out_of_memory, pick_device, tune_device
 from support.arithmetic import seed_groups, write_arithmetic
-from support.cli import Parser, number, protect_output
-from support.errors import UserError
+from support.cli import Parser, check_have_effect, number, protect_output
+from support.errors import UserError, counted
 from support.explorer import PLANES, write_explorer
 from support.files import check_writable, make_folder
 from support.latents import SEED_COUNT
@@ -28,16 +29,23 @@ MAX_GRID_IMAGES = 64  # images that the grid shows at most
 
 
 def build_parser():
-    parser = Parser(prog="generate.py", description=__doc__.splitlines()[0])
+    description = "Sample images from a trained DCGAN generator, walk between them, add and subtract them."
+    parser = Parser(prog="generate.py", description=description)
     add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEED_COUNT)
-    add("--load_path", default="out", metavar="PATH", help="run folder, checkpoint or weights (default: %(default)s)")
+    add(
+        "--load_path",
+        type=expanduser,
+        default="out",
+        metavar="PATH",
+        help="run folder, checkpoint or weights (default: %(default)s)",
+    )
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
     arithmetic = "add and subtract mean latent vectors of seeds, such as 1,5,9-2,4+7,8: arithmetic.png"
     add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
     add("--explore", action="store_true", help="write explore.html, a page that moves through latent space")
-    add("--outf", default="generated", metavar="DIR", help="output folder (default: %(default)s)")
+    add("--outf", type=expanduser, default="generated", metavar="DIR", help="output folder (default: %(default)s)")
     add(
         "--batchSize",
         dest="batch_size",
@@ -55,13 +63,14 @@ def build_parser():
 def main(argv=None):
     """Sample as the command line `argv` asks. Exits with 2 if it cannot work, 1 if writing fails, 130 after Ctrl-C."""
     parser = build_parser()
-    args = parser.parse_args(argv)
+    args, typed = parser.parse_args(argv), parser.typed(argv)
     outf = Path(args.outf)
     only_samples = not (args.interpolate or args.arithmetic or args.explore)
     seeds = args.num_output if only_samples else max(args.interpolate or 0, PLANES if args.explore else 0)
     if args.manual_seed + seeds > SEED_COUNT:
         parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEED_COUNT - 1}, and {seeds} are needed")
     try:
+        check_have_effect(typed, options_in_vain(typed))
         device = pick_device(args.cuda, args.accel)
         tune_device(device)
         if args.accel and device.type == "cpu":
@@ -91,6 +100,18 @@ def main(argv=None):
     print(f"{written}, from {path}")
     if args.show and shown:
         show(shown)
+
+
+def options_in_vain(typed):
+    """Return a table for check_have_effect of the options that can have no effect."""
+    drawn = [name for name in ("interpolate", "arithmetic", "explore") if name in typed]
+    instead = f"--{drawn[0]} writes no single images" if drawn else ""
+    return (  # option, where it has no effect, why
+        ("num_output", drawn, instead),
+        ("batch_size", drawn, instead),
+        ("manual_seed", drawn == ["arithmetic"], "--arithmetic names its seeds"),
+        ("show", drawn == ["explore"], "open explore.html in a browser"),
+    )
 
 
 def write_figures(netG, args, device):
@@ -123,7 +144,7 @@ def write_samples_and_grid(netG, args, device):
     old = outf / "grid.png"
     if grid != old and old.exists():
         print(f"note: {old} is of an earlier version; delete it before other programs read the folder as samples")
-    return f"{args.num_output} images of {netG.image_size} x {netG.image_size} in {outf}, and {grid}", grid
+    return f"{counted(args.num_output, 'image')} of {netG.image_size} x {netG.image_size} in {outf}, and {grid}", grid
 
 
 def write_samples(netG, seeds, batch_size, outf, mark):

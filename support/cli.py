@@ -7,11 +7,19 @@ import math
 import os
 import sys
 
+from support.errors import UserError
+
 
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         """Refuse the command line in one line, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
+
+    def typed(self, argv):
+        """Return the names of the options that stand in the command line `argv`."""
+        unset = dict.fromkeys(vars(self.parse_args(argv)))  # no option has the value None when it is typed
+        found = vars(self.parse_args(argv, argparse.Namespace(**unset)))
+        return {name for name, value in found.items() if value is not None}
 
 
 def number(kind, low, below=math.inf):
@@ -26,6 +34,20 @@ def number(kind, low, below=math.inf):
 
     parse.__name__ = kind.__name__  # argparse prints it where `text` is no number at all
     return parse
+
+
+def option_name(name):
+    """Return an option as it is typed: image_size is --imageSize."""
+    known = {"image_size": "imageSize", "batch_size": "batchSize", "manual_seed": "manualSeed"}
+    known["num_output"] = "num_output"
+    return "--" + known.get(name, name.replace("_", "-"))
+
+
+def check_have_effect(typed, table):
+    """Raise UserError if an option that was `typed` has no effect; table: rows of (name, whether it has none, why)."""
+    for name, in_vain, why in table:
+        if name in typed and in_vain:
+            raise UserError(f"{option_name(name)} has no effect here: {why}")
 
 
 class TolerantStream:

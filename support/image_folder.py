@@ -24,7 +24,7 @@ class FolderSource(Source):
     def __init__(self, root, earlier=False):
         self.root, self.unlisted, self.earlier = Path(root), {}, earlier
         self.place = str(self.root.resolve())
-        if not self.root.is_dir():
+        if not os.path.isdir(self.root):  # a Path could raise instead
             raise UserError(f"--dataroot {root}: there is no such folder")
         self.names, self.other_files, self.other_folders = [], collections.Counter(), []
         self.find_images()

@@ -3,11 +3,12 @@
 import argparse
 import os
 import random
+from os.path import expanduser  # for ~, which shells leave as it is in --outf=~/x
 
 import torch
 
-from support.cli import Parser, number
-from support.errors import UserError
+from support.cli import Parser, check_have_effect, number, option_name
+from support.errors import UserError, counted
 from support.fid import check_installed
 from support.image_sizes import check_image_size
 from support.run_folder import RunFolder
@@ -25,24 +26,23 @@ def build_parser(description, datasets):
     count, default = number(int, 1), "(default: %(default)s)"
 
     add = parser.add_argument_group("images").add_argument
-    add("--dataset", default="cartoon", choices=datasets, help=f"data set {default}")
-    add("--dataroot", metavar="DIR", help="its folder (default for data sets that can be downloaded: data)")
+    text = f"data set: {', '.join(datasets)} (default: cartoon; with --dataroot: folder)"
+    add("--dataset", default="cartoon", choices=datasets, metavar="NAME", help=text)
+    text = "its folder (default for data sets that can be downloaded: data)"
+    add("--dataroot", type=expanduser, metavar="DIR", help=text)
     add("--classes", default="bedroom", metavar="A,B", help=f"classes of lsun, separated by commas {default}")
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
     add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 RGB (default for mnist: 1, otherwise: 3)")
     add("--workers", type=number(int, 0), default=2, metavar="N", help=f"processes that decode images {default}")
-    add(
-        "--cache",
-        metavar="DIR",
-        help='folder for prepared images; "none" decodes them every time (default: user cache)',
-    )
+    text = 'folder for prepared images; "none" decodes them every time (default: user cache)'
+    add("--cache", type=expanduser, metavar="DIR", help=text)
 
     add = parser.add_argument_group("networks").add_argument
     add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
     add("--ngf", type=count, default=64, metavar="N", help=f"channels of G's last hidden layer {default}")
     add("--ndf", type=count, default=64, metavar="N", help=f"channels of D's first layer {default}")
-    add("--netG", metavar="FILE", help="weights of a generator to start from, with new optimizers")
-    add("--netD", metavar="FILE", help="weights of a discriminator to start from, with new optimizers")
+    add("--netG", type=expanduser, metavar="FILE", help="weights of a generator to start from, with new optimizers")
+    add("--netD", type=expanduser, metavar="FILE", help="weights of a discriminator to start from, with new optimizers")
 
     add_training_options(parser)
     return parser
@@ -54,14 +54,7 @@ def add_training_options(parser):
 
     add = parser.add_argument_group("training").add_argument
     add("--niter", type=count, default=25, metavar="N", help=f"total number of epochs {default}")
-    add(
-        "--batchSize",
-        dest="batch_size",
-        type=count,
-        default=128,
-        metavar="N",
-        help=f"total batch size {default}",
-    )
+    add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"total batch size {default}")
     add("--lr", type=number(float, 0), default=0.0002, help=f"learning rate {default}")
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
@@ -73,31 +66,22 @@ def add_training_options(parser):
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
     add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes, each with a GPU if on CUDA {default}")
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
-    precision = (
-        "of the networks; on NVIDIA, fp32 convolutions use TF32 (default: bf16 on a GPU that has it, otherwise fp32)"
-    )
-    add("--precision", choices=("fp32", "bf16"), help=precision)
-    add(
-        "--compile",
-        action=argparse.BooleanOptionalAction,
-        default=False,
-        help="compile the networks, which takes a minute (default: no)",
-    )
+    text = "of the networks; on NVIDIA, fp32 convolutions use TF32"
+    text += " (default: bf16 on a GPU that has it, otherwise fp32)"
+    add("--precision", choices=("fp32", "bf16"), help=text)
+    text = "compile the networks, which takes a minute (default: no)"
+    add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
 
     add = parser.add_argument_group("run folder").add_argument
-    add("--outf", default="out", metavar="DIR", help=f"folder for weights, checkpoints, images, log {default}")
+    text = f"folder for weights, checkpoints, images, log {default}"
+    add("--outf", type=expanduser, default="out", metavar="DIR", help=text)
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
     text = "keep the weights of the newest N saves, and remove the run's older ones; off: 0"
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
-    add(
-        "--fid",
-        type=number(int, 0),
-        default=0,
-        metavar="N",
-        help="measure FID with N samples at each checkpoint; needs torchmetrics; off: 0",
-    )
+    text = "measure FID with N samples at each checkpoint; needs torchmetrics; off: 0"
+    add("--fid", type=number(int, 0), default=0, metavar="N", help=text)
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
 
 
@@ -119,6 +103,11 @@ def parse_options(parser, argv, world_size):
             args = parser.parse_args(argv)
             check_unchanged(args, saved)
             args.netG = args.netD = None  # a resumed run has its own
+        else:
+            typed = parser.typed(argv)
+            if "dataroot" in typed and "dataset" not in typed:
+                args.dataset = "folder"
+            check_have_effect(typed, options_in_vain(args, world_size))
         try:
             check_image_size(args.image_size)
         except UserError as error:
@@ -134,6 +123,20 @@ def parse_options(parser, argv, world_size):
     return args, checkpoint
 
 
+def options_in_vain(args, world_size):
+    """Return a table for check_have_effect of the options that can have no effect on a new run.
+
+    Not what the public example's command lines have: --dataset fake --dataroot x, --classes bedroom.
+    """
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    return (  # option, where it has no effect, why and what may have been meant
+        ("dataroot", args.dataset == "cartoon", "cartoon images are drawn; a folder of images is --dataset folder"),
+        ("classes", args.dataset != "lsun" and args.classes != "bedroom", "only --dataset lsun has classes"),
+        ("sync_bn", max(args.ngpu, world_size) == 1, "one process has the whole batch; --ngpu N starts N processes"),
+        ("ngpu", world_size > 1 and args.ngpu not in (1, local, world_size), f"torchrun has started {world_size}"),
+    )
+
+
 def check_unchanged(args, saved):
     """Raise UserError if `args` change options that a resumed run must keep as they were `saved`."""
     now = {name: getattr(args, name) for name in FIXED}
@@ -146,19 +149,13 @@ def check_unchanged(args, saved):
         raise UserError(f"--resume: the run in {args.outf} has {'; '.join(changed)}; leave out what differs")
 
 
-def option_name(name):
-    """Return an option as it is typed: image_size is --imageSize."""
-    typed = {"image_size": "imageSize", "batch_size": "batchSize", "manual_seed": "manualSeed"}
-    return "--" + typed.get(name, name.replace("_", "-"))
-
-
 def check_processes(args, world_size):
     """Raise UserError if the processes that --ngpu asks for, or that have joined, cannot train together."""
     wanted, here = max(args.ngpu, world_size), max(args.ngpu, int(os.environ.get("LOCAL_WORLD_SIZE", 1)))
     found = args.accel and wanted > 1 and torch.accelerator.current_accelerator(check_available=True)
     kind = "cuda" if args.cuda else found.type if found else "cpu"
     if kind == "cuda" and 1 < here > torch.cuda.device_count():
-        raise UserError(f"--ngpu {here}: torch finds {torch.cuda.device_count()} CUDA devices here")
+        raise UserError(f"--ngpu {here}: torch finds {counted(torch.cuda.device_count(), 'CUDA device')} here")
     if wanted > 1 and kind not in ("cpu", "cuda"):
         raise UserError(f"--ngpu {wanted}: several processes train on CUDA devices or on the CPU; leave --accel out")
     if args.batch_size % wanted:

@@ -338,7 +338,7 @@ def machine(device):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--cuda", action="store_true", help="measure on an NVIDIA GPU")
     parser.add_argument("--rounds", type=int, default=9, help="turns that every row takes [%(default)s]")
     parser.add_argument(

@@ -228,7 +228,7 @@ PARTS = {  # seconds that each may take, and whether it runs without CUDA
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__)
     names = [part.__name__ for part in PARTS]
     parser.add_argument("parts", nargs="*", metavar="part", default=names, help=", ".join(names))
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="(default: %(default)s)")

@@ -11,7 +11,8 @@ import sys
 import pytest
 from helpers import ROOT
 
-from support.cli import Parser, TolerantStream, number, protect_output
+from support.cli import Parser, TolerantStream, check_have_effect, number, protect_output
+from support.errors import UserError
 
 
 class Broken(io.TextIOBase):
@@ -41,6 +42,28 @@ def test_a_command_line_is_refused_in_one_line(capsys):
             parser.parse_args(arguments)
         assert end.value.code == 2
         assert capsys.readouterr() == ("", f"program.py: {words}\n")
+
+
+def test_what_is_typed_is_told_from_defaults():
+    parser = Parser(prog="program.py")
+    parser.add_argument("--count", type=int, default=1)
+    parser.add_argument("--imageSize", dest="image_size", default=2)
+    parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--slow", action="store_true")
+    assert parser.typed([]) == set()
+    assert parser.typed(["--count", "1", "--im", "0", "--no-fast"]) == {"count", "image_size", "fast"}
+    assert parser.typed(["--count=0", "--slow"]) == {"count", "slow"}
+
+
+def test_an_option_without_effect_is_refused_if_it_is_typed():
+    table = (("log_every", False, "no"), ("batch_size", True, "because"), ("num_output", True, "none"))
+    check_have_effect({"log_every", "other"}, table)
+    for name, words in (
+        ("batch_size", "--batchSize has no effect here: because"),
+        ("num_output", "--num_output has no"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_have_effect({"log_every", name}, table)
 
 
 def test_numbers_are_within_their_bounds():

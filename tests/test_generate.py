@@ -116,6 +116,14 @@ def test_it_ends_with_a_line_and_a_code(weights_file, monkeypatch, capsys, error
     assert errors.count("\n") == 1
 
 
+def test_paths_may_begin_with_the_home_folder(weights_file, tmp_path, monkeypatch, capsys):
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    generate.main([f"--load_path=~/{weights_file.name}", "--outf=~/sampled", "--num_output=1"])
+    assert (tmp_path / "sampled" / "seed000000.png").is_file()
+    assert capsys.readouterr().out.startswith("1 image of 16 x 16 and grid.png in ")
+
+
 def test_it_runs_where_the_output_is_no_file(weights_file):
     """As in a notebook."""
     with contextlib.redirect_stdout(output := io.StringIO()), contextlib.redirect_stderr(output):
@@ -127,13 +135,13 @@ def test_it_runs_where_the_output_is_no_file(weights_file):
 # --show
 
 
-def test_show_shows_the_first_grid_or_nothing(weights_file, monkeypatch):
+def test_show_shows_the_first_grid(weights_file, monkeypatch):
     shown = []
     monkeypatch.setattr(generate, "show", shown.append)
-    run_generate(weights_file, "--explore", "--show")
+    run_generate(weights_file, "--arithmetic", "1", "--show")
     run_generate(weights_file, "--interpolate", 2, "--explore", "--show")
     run_generate(weights_file, "--num_output", 2, "--show")
-    assert [path.name for path in shown] == ["walk.png", "generated.png"]
+    assert [path.name for path in shown] == ["arithmetic.png", "walk.png", "generated.png"]
 
 
 @pytest.mark.parametrize("nc", [1, 3])
@@ -187,6 +195,11 @@ REFUSED += [
     ("--load_path {m}/empty", "no weights"),
     ("--load_path {m}/two_channels.pth", "2 channels"),
     ("--nonsense", "--nonsense"),
+    ("--interpolate 2 --num_output 64", "--num_output has no effect here: --interpolate writes no single images"),
+    ("--explore --batchSize 8", "--batchSize has no effect here: --explore writes no single images"),
+    ("--arithmetic 1+2 --manualSeed 0", "--manualSeed has no effect here: --arithmetic names its seeds"),
+    ("--explore --show", "--show has no effect here: open explore.html in a browser"),
+    ("--outf {m}/" + "a" * 300, "cannot be made ("),
 ]
 REFUSED += [] if torch.cuda.is_available() else [("--cuda", "--cuda")]
 

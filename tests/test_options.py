@@ -1,12 +1,14 @@
 """support/options.py: the command line of dcgan.py, and requests that cannot work: refused, with nothing written."""
 
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from helpers import RUN, SMALL, assert_refused, hashes, run_dcgan
 
 import dcgan
+import generate
 from data import SOURCES
 from models import Discriminator, Generator
 from support.options import KEPT, build_parser, parse_options
@@ -38,11 +40,49 @@ def test_the_papers_recipe_is_the_default(tmp_path):
 def test_names_of_the_public_example_keep_their_meaning(tmp_path):
     command = "--dataset folder --dataroot photos --workers 3 --batchSize 32 --imageSize 32 --nz 7 --ngf 8 --ndf 9"
     command += " --niter 4 --lr 0.1 --beta1 0.25 --cuda --ngpu 1 --netG g --netD d --dry-run --manualSeed 5"
-    options, _ = parse(tmp_path, *command.split(), "--classes", "church", "--accel")
+    options, _ = parse(tmp_path, *command.split(), "--classes", "bedroom", "--accel")
     expected = {"dataset": "folder", "dataroot": "photos", "workers": 3, "batch_size": 32, "image_size": 32, "nz": 7}
     expected |= {"ngf": 8, "ndf": 9, "niter": 4, "lr": 0.1, "beta1": 0.25, "cuda": True, "ngpu": 1, "netG": "g"}
-    expected |= {"netD": "d", "dry_run": True, "manual_seed": 5, "classes": "church", "accel": True}
+    expected |= {"netD": "d", "dry_run": True, "manual_seed": 5, "classes": "bedroom", "accel": True}
     assert expected.items() <= vars(options).items()
+
+
+@pytest.mark.parametrize(
+    "command", ["--dataset fake --dataroot x --cuda --dry-run", "--dataset fake --classes bedroom"]
+)
+def test_lines_that_work_with_the_public_example_work_although_an_option_has_no_effect(tmp_path, command):
+    assert parse(tmp_path, *command.split())[0].dataset == "fake"
+
+
+def test_a_dataroot_alone_means_a_folder_of_images_in_a_new_run(run, tmp_path):
+    assert parse(tmp_path / "new", "--dataroot", "photos")[0].dataset == "folder"
+    assert parse(tmp_path / "new", "--dataroot", "photos", "--resume")[0].dataset == "folder"
+    assert parse(tmp_path / "new", "--dataroot", "photos", "--dataset", "mnist")[0].dataset == "mnist"
+    state = torch.load(run / "checkpoint.pth", weights_only=True)
+    for dataset in ("cartoon", "folder"):  # cartoon: an earlier version began it with this very command line
+        torch.save(state | {"options": state["options"] | {"dataset": dataset}}, run / "checkpoint.pth")
+        assert parse(run, "--dataroot", "photos", "--resume")[0].dataset == dataset
+
+
+def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):
+    """Shells leave the ~ of --outf=~/x as it is."""
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(tmp_path))
+    options, _ = parse("x", *(f"--{name}=~/{name}" for name in ("outf", "dataroot", "cache", "netG", "netD")))
+    for name in ("outf", "dataroot", "cache", "netG", "netD"):
+        assert Path(getattr(options, name)) == tmp_path / name
+    assert parse("x", "--cache", "none")[0].cache == "none"
+
+
+def test_help_fits_a_terminal_and_needs_no_docstrings(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    for program in (dcgan, generate):
+        monkeypatch.setattr(program, "__doc__", None)  # as under python -OO
+        with pytest.raises(SystemExit, match="0"):
+            program.main(["--help"])
+        lines = capsys.readouterr().out.splitlines()
+        assert len(lines) > 10
+        assert max(map(len, lines)) <= 80
 
 
 def test_channels_and_seed_that_are_not_given_are_chosen(tmp_path):
@@ -118,6 +158,16 @@ REFUSED += [
     ("--dataset nonsense", "cartoon"),
     ("--dataset lsun --classes tower --dataroot {m}/lsun", "church"),
     ("--dataset folder", "--dataroot"),
+    ("--dataroot {m}/nowhere", "{m}/nowhere"),
+    ("--dataroot {m}/empty", "no images"),
+    (f"--dataroot {'a' * 300}", "there is no such folder"),
+    (
+        "--dataset cartoon --dataroot {m}",
+        "--dataroot has no effect here: cartoon images are drawn; a folder of images is",
+    ),
+    ("--classes church", "--classes has no effect here: only --dataset lsun has classes"),
+    ("--dataset mnist --dataroot {m} --classes church", "--classes"),
+    ("--sync-bn", "--sync-bn has no effect here: one process has the whole batch; --ngpu N starts N processes"),
     ("--dataset folder --dataroot {m}/nowhere", "{m}/nowhere"),
     ("--dataset folder --dataroot {m}/empty", "no images"),
     ("--outf {m}/G.pth", "--outf"),
@@ -189,6 +239,14 @@ def test_only_distances_of_equally_many_samples_are_compared(run, capsys, monkey
 
 def test_processes_that_a_launcher_started_share_the_batch(tmp_path, capsys, monkeypatch):
     assert parse(tmp_path, "--batchSize", 9, world_size=3)[0].batch_size == 9
+    assert parse(tmp_path, "--batchSize", 12, "--sync-bn", world_size=3)[0].sync_bn
+    assert parse(tmp_path, "--ngpu", 2, "--sync-bn")[0].sync_bn
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    for processes in (1, 2, 4):  # 2 on each of two machines
+        assert parse(tmp_path, "--ngpu", processes, world_size=4)[0].ngpu == processes
+    words = "--ngpu has no effect here: torchrun has started 4"
+    assert_refused(lambda: parse(tmp_path, "--ngpu", 8, world_size=4), capsys, words)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE")
     words = "--batchSize 8 cannot be shared evenly by 3 processes (--ngpu); use 6 or 9"
     assert_refused(lambda: parse(tmp_path, "--batchSize", 8, world_size=3), capsys, words)
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("mps"))
