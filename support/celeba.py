@@ -10,6 +10,7 @@ from tqdm import tqdm
 from support.errors import UserError, error_text
 from support.files import locked
 from support.image_folder import FolderSource
+from support.sources import no_empty_folders
 
 
 def open_celeba(dataroot, image_size, classes):
@@ -18,7 +19,8 @@ def open_celeba(dataroot, image_size, classes):
     found, why = find_celeba(root), ""
     if not found:
         try:
-            datasets.CelebA(root, split="all", download=True)
+            with no_empty_folders(root / "celeba"):
+                datasets.CelebA(root, split="all", download=True)
         except Exception as error:  # the quota, the network, gdown missing, a page where the archive should be
             why = f" ({error_text(error)})"
         found = find_celeba(root)

@@ -1,5 +1,6 @@
 """Data sets before preparation: what all have in common, and torchvision's data sets."""
 
+import contextlib
 import hashlib
 import os
 from pathlib import Path
@@ -69,12 +70,26 @@ class TorchvisionSource(Source):
 def open_torchvision(kind, dataroot, image_size, classes):
     root = Path(dataroot or "data")
     try:
-        return TorchvisionSource(kind(root, train=True, download=True))
+        with no_empty_folders(root / kind.__name__ / "raw"):
+            return TorchvisionSource(kind(root, train=True, download=True))
     except Exception as error:  # no network, a folder that cannot be written, files that are not what they should be
         raise UserError(
             f"--dataroot {root}: {kind.__name__} is not there in torchvision's layout, and the download failed:"
             f" {error_text(error)}"
         ) from None
+
+
+@contextlib.contextmanager
+def no_empty_folders(folder):
+    """If a download into `folder` fails, remove it and those above it if they are new and empty."""
+    new = [path for path in (folder, *folder.absolute().parents) if not os.path.exists(path)]
+    try:
+        yield
+    except BaseException:
+        for path in new:
+            with contextlib.suppress(OSError):  # it is not empty, or was never made
+                path.rmdir()
+        raise
 
 
 def open_fake(dataroot, image_size, classes):

@@ -181,6 +181,20 @@ def test_a_download_that_fails_is_refused(dataset, tmp_path):
 
 
 @needs_linux
+@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "celeba"])
+def test_a_download_that_fails_leaves_no_new_folders(dataset, tmp_path, monkeypatch):
+    def celeba(root, **_):
+        (root / "celeba").mkdir(parents=True)
+        raise OSError("no network")
+
+    monkeypatch.setattr(datasets, "CelebA", celeba)
+    assert_cannot_load("no network", dataset=dataset, dataroot=tmp_path / "new" / "in")
+    assert not (tmp_path / "new").exists()
+    (tmp_path / "old" / "in").mkdir(parents=True)
+    assert_cannot_load("no network", dataset=dataset, dataroot=tmp_path / "old" / "in")
+    assert list((tmp_path / "old").rglob("*")) == [tmp_path / "old" / "in"]  # it was there before
+
+
 def test_every_skipped_image_is_named(tmp_path, capfd):
     write_images(tmp_path / "in", *(f"{i}.png" for i in range(20)))
     undecodable = [os.fsdecode(name) for name in (b"c\xff.gif", b"\xfed.webp", b"e\xff.png")]
