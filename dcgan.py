@@ -5,6 +5,11 @@ python dcgan.py --dataset folder --dataroot photos --cuda       # your own image
 torchrun --nproc-per-node 8 dcgan.py --dataset celeba --cuda    # eight GPUs; or --ngpu 8
 """
 
+from support.signals import interrupt_quietly
+
+if __name__ == "__main__":
+    interrupt_quietly(True)  # while the imports below take their seconds
+
 import argparse
 import contextlib
 import io
@@ -372,5 +377,6 @@ def warn_skipped(run):
 
 
 if __name__ == "__main__":
+    interrupt_quietly(False)
     protect_output()
     distributed.run_and_exit(main)

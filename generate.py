@@ -4,6 +4,11 @@ python generate.py --load_path out --num_output 64
 python generate.py --load_path out --interpolate 8
 """
 
+from support.signals import interrupt_quietly
+
+if __name__ == "__main__":
+    interrupt_quietly(True)  # while the imports below take their seconds
+
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from os.path import expanduser
@@ -173,5 +178,6 @@ def show(path):
 
 
 if __name__ == "__main__":
+    interrupt_quietly(False)
     protect_output()
     sys.exit(main())

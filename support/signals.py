@@ -1,6 +1,12 @@
-"""Signals that stop a run after its step."""
+"""Signals that end a program before it has begun, and those that stop a run after its step."""
 
 import signal
+
+
+def interrupt_quietly(quietly):
+    """Let Ctrl-C end the process without a word, or raise KeyboardInterrupt as usual. Ignored, it stays so."""
+    if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
+        signal.signal(signal.SIGINT, signal.SIG_DFL if quietly else signal.default_int_handler)
 
 
 class StopSignal:

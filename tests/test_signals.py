@@ -8,7 +8,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from support.signals import StopSignal
+from support.signals import StopSignal, interrupt_quietly
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals as Linux and macOS have them")
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
@@ -52,3 +52,24 @@ def test_signals_that_the_caller_ignores_stay_ignored():
         assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("program", ["dcgan.py", "generate.py"])
+def test_an_interrupt_while_a_program_still_imports_ends_it_without_a_word(tmp_path, program):
+    (tmp_path / "torch.py").write_text("import signal, time\nsignal.raise_signal(signal.SIGINT)\ntime.sleep(60)")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    done = subprocess.run([sys.executable, ROOT / program], env=environment, capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")  # which a shell reports as 130
+
+
+def test_interrupts_are_as_usual_afterwards_and_stay_ignored():
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        for handler, quiet in ((signal.default_int_handler, signal.SIG_DFL), (signal.SIG_IGN, signal.SIG_IGN)):
+            signal.signal(signal.SIGINT, handler)
+            interrupt_quietly(True)
+            assert signal.getsignal(signal.SIGINT) == quiet
+            interrupt_quietly(False)
+            assert signal.getsignal(signal.SIGINT) == handler
+    finally:
+        signal.signal(signal.SIGINT, before)
