@@ -59,6 +59,7 @@ class DecodedImages(Dataset):
     def __getitem__(self, i):
         try:
             with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # Pillow's, of flaws that it can do without
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image too large to decode safely
                 return prepare(self.source[i], self.image_size, self.nc, self.pixel_range), []
         except Exception as error:  # a damaged image can make its decoder raise anything

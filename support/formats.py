@@ -1,5 +1,7 @@
 """The image formats that are read, and the file names that are taken for images."""
 
+import contextlib
+import ctypes
 import functools
 
 from PIL import Image, features
@@ -73,3 +75,10 @@ def has_several_frames(image):
         return image.format in STACKS and bool(getattr(image, "is_animated", False))
     except Exception:  # a frame after the first is damaged
         return True
+
+
+def silence_libtiff():
+    """Keep the library that decodes TIFF from writing to standard error: a damaged image is reported in one line."""
+    with contextlib.suppress(OSError, AttributeError):  # on Windows, it cannot be reached
+        library = ctypes.CDLL(Image.core.__file__)
+        library.TIFFSetErrorHandler(None), library.TIFFSetWarningHandler(None)

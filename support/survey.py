@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from support.formats import has_several_frames
+from support.formats import has_several_frames, silence_libtiff
 from support.pixel_range import PixelRange, choose_range, sample_of
 
 
@@ -19,9 +19,11 @@ class Survey(NamedTuple):
 
 def survey(source):
     """Return the Survey of a Source. It opens the files of its sample, and decodes those of more than 8 bits."""
+    silence_libtiff()
     samples, stack = [], None
     for i in source.sample():
         with contextlib.suppress(Exception), warnings.catch_warnings():  # damage is reported at decoding
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with source[i] as image:
                 if stack is None and has_several_frames(image):

@@ -4,11 +4,13 @@ import functools
 import multiprocessing
 import os
 import signal
+import warnings
 from multiprocessing.pool import ThreadPool
 
 from torch.utils.data import DataLoader
 
 from support.errors import error_text
+from support.formats import silence_libtiff
 
 
 def load_batches(source, items, chunks, workers, collate):
@@ -17,11 +19,15 @@ def load_batches(source, items, chunks, workers, collate):
     source: the Source that the items read.
     """
     source.prepare_for_workers()
+    silence_libtiff()
     options = {"num_workers": workers, "collate_fn": collate}
     options["worker_init_fn"] = functools.partial(worker_init, os.getpid())
     try:
-        loader = DataLoader(items, batch_sampler=chunks, **options)
-        yield from start_workers_off_main_thread(loader) if workers else loader
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than CPU cores
+            loader = DataLoader(items, batch_sampler=chunks, **options)
+            batches = start_workers_off_main_thread(loader) if workers else loader
+        yield from batches
     except RuntimeError as error:  # one of its processes was killed
         raise ChildProcessError(
             f"decoding images failed ({error_text(error)}); --workers 0 needs no processes"
@@ -48,6 +54,7 @@ def worker_init(parent, _):
     """Ignore SIGINT, which `parent` handles; exit on SIGTERM; exit now if the parent has ended already."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    silence_libtiff()  # where this process is no fork
     # DataLoader's workers watch their parent, but would watch another process if it ended before they started.
     if multiprocessing.get_start_method() != "forkserver" and os.getppid() != parent:
         os._exit(1)

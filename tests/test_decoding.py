@@ -181,6 +181,23 @@ def test_broken_images_are_skipped_by_name_up_to_half(cache, workers, tmp_path):
     assert list((tmp_path / "cache").rglob("*.part")) == []
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_neither_flaws_nor_many_workers_make_libraries_write(workers, tmp_path, monkeypatch, capfd, recwarn):
+    """Not Pillow and libtiff, whose image is reported in one line, nor DataLoader, of workers on a single core."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0}, raising=False)
+    paths = write_images(tmp_path / "in", *(f"{i}.png" for i in range(5)))
+    for name, compression in (("lzw", "tiff_lzw"), ("deflate", "tiff_deflate")):
+        noise(64, 64).save(file := io.BytesIO(), "TIFF", compression=compression)
+        content = file.getvalue()
+        middle = len(content) // 3
+        (tmp_path / "in" / f"{name}.tif").write_bytes(content[:middle] + bytes(400) + content[middle + 400 :])
+    (tmp_path / "in" / "cut.tif").write_bytes(content[: len(content) // 2])  # without its tags
+    images = load_images("folder", tmp_path / "in", 16, workers=workers)
+    assert contents(images) == expected_contents(paths)
+    assert len(images.skipped) == 3
+    assert (capfd.readouterr().err, recwarn.list) == ("", [])
+
+
 def test_if_no_image_can_be_read_it_says_so(tmp_path):
     for path in write_images(tmp_path / "in", *(f"{i}.png" for i in range(5))):
         path.write_bytes(b"")
