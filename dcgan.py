@@ -252,7 +252,8 @@ def train(run):
     last = run.log.rows[-1] if run.log.rows else {"step": None}
     if run.fid_meter and run.step == 0 and last["step"] == run.trainer.steps and "fid" not in last:
         measure_fid(run)  # the run was stopped before its last FID, or had no --fid
-    with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, contextlib.closing(run.folder):
+    closing = contextlib.closing
+    with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
         while run.epoch < args.niter and not stopped:
             # Train
             bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")

@@ -52,6 +52,10 @@ class Log:
                 f"{self.path} could not be written ({error.strerror}); files saved before are intact"
             ) from None
 
+    def close(self):
+        if self.file:
+            self.file.close()
+
     def is_lowest(self, distance):
         """Return whether a Frechet distance is lower than all in the log."""
         return distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)

@@ -106,6 +106,13 @@ def test_logs_of_earlier_versions_keep_every_row(tmp_path, distances):
         assert {name: float(row[name]) for name in old} == old
 
 
+def test_a_closed_log_leaves_no_open_file(log):
+    file = log.file
+    log.close()
+    assert file.closed
+    Log(log.path, []).close()  # which was never opened, as in all processes but the first
+
+
 def test_distances_belong_to_the_last_row_and_the_lowest_is_known(log):
     assert log.is_lowest(1e9)  # none was measured
     log.add_distance(20.0)
