@@ -220,8 +220,8 @@ def restore(trainer, checkpoint, args):
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # anything that is not as it was saved
         raise UserError(f"--resume: the checkpoint in {args.outf} does not fit these networks") from None
     if before != trainer.world_size and trainer.rank == 0:
-        now = trainer.world_size
-        print(f"note: started with {before} processes, resuming with {now}: results will not be bit-identical")
+        change = f"from {before} to {trainer.world_size}"
+        print(f"note: the number of processes has changed {change}: results will not be bit-identical")
 
 
 def open_folder(run, checkpoint):

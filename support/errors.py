@@ -8,8 +8,8 @@ class UserError(ValueError):
 
 
 def error_text(error):
-    """Return an exception's message as one line of at most about 200 characters."""
-    return textwrap.shorten(str(error), 200, placeholder=" ...") or type(error).__name__
+    """Return an exception's message as one line of at most about 200 characters, cut between words."""
+    return textwrap.shorten(str(error), 200, placeholder=" ...", break_on_hyphens=False) or type(error).__name__
 
 
 def counted(number, noun):

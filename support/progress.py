@@ -39,7 +39,7 @@ def describe(run, resumed):
     if not args.dry_run and run.epoch < args.niter:
         describe_length(run)
     if run.epoch >= args.niter:
-        print(f"nothing to do: {args.outf} has its {run.epoch} epochs; a larger --niter continues it")
+        print(f"nothing to do: {args.outf} has its {counted(run.epoch, 'epoch')}; a larger --niter continues it")
     elif resumed:
         print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
 

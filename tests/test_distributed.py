@@ -375,7 +375,7 @@ def test_an_interrupted_and_killed_job_ends_as_an_unbroken_one(base, unbroken):
 def test_a_job_resumes_with_another_number_of_processes(base, unbroken, capsys):
     shutil.copytree(unbroken, base / "alone" / "out")
     assert run_dcgan(base / "alone" / "out", "--resume", "--niter", NITER + 1) == 0
-    note = "started with 2 processes, resuming with 1: results will not be bit-identical"
+    note = "the number of processes has changed from 2 to 1: results will not be bit-identical"
     assert note in capsys.readouterr().out
     assert checkpoint(base / "alone" / "out")["steps"] == STEPS + 63
 
