@@ -312,6 +312,7 @@ def test_weights_that_cannot_be_removed_are_removed_later(tmp_path, monkeypatch)
     def is_open(*_, **__):
         raise PermissionError(errno.EACCES, "it is open in another program")
 
+    monkeypatch.setattr(support.run_folder, "plot_losses", lambda *_: None)
     for epoch in (1, 2, 3):
         with monkeypatch.context() as patch:
             if epoch == 2:
