@@ -207,7 +207,7 @@ def trainer_settings(args, device, images):
     reason = "not with --sync-bn" if args.sync_bn else accelerator.why_not_compile(device) if args.compile else None
     if args.compile and reason and rank == 0:
         print(f"warning: --compile is not possible here; continuing without it ({reason})", file=sys.stderr)
-    options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "sync_bn")}
+    options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
     return TrainerSettings(**options, batch_size=min(args.batch_size, images) // world_size)
 

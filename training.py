@@ -16,12 +16,14 @@ import torch.nn.functional as F
 
 from models import set_batch_norm_statistics
 from support.accelerator import CapturedStep, copy_to_cpu, fastest_layout, to_device
+from support.augmentation import Augmentation
 from support.cpu_convolutions import use_matmul_convolutions
 from support.distributed import all_gather_object, all_reduce_mean, average_gradients, rank_and_world_size
 from support.errors import UserError
 from support.sync_batch_norm import use_sync_batch_norm
 
 DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. Checkpoints saved before are intact"
+NO_AUTOCAST, NO_AUGMENTATION = contextlib.nullcontext(), Augmentation()
 
 
 class StepResult(NamedTuple):
@@ -36,10 +38,11 @@ class StepResult(NamedTuple):
     D_G_z2: torch.Tensor  # D(G(z)) after D's update
 
 
-def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=contextlib.nullcontext()):  # noqa: B008
+def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=NO_AUTOCAST, augment=NO_AUGMENTATION):
     """Take one step of both networks (Radford et al. 2016, section 4; Goodfellow et al. 2014, algorithm 1, k = 1).
 
-    real: (N, nc, s, s) in [-1, 1]; z: (N, nz) from N(0, 1); autocast: the context in which the networks compute.
+    real: (N, nc, s, s) in [-1, 1]; z: (N, nz) from N(0, 1); autocast: the context in which the networks compute;
+    augment: an Augmentation of the images that D sees.
     Returns a StepResult of scalar tensors. With several processes, each takes its shard of the batch.
     """
     # (1) Update D: maximise log D(x) + log(1 - D(G(z)))
@@ -47,7 +50,8 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=contextlib.
     optimizerD.zero_grad()
     with autocast:
         fake = netG(z)
-        real_logits, fake_logits = netD.logits(real), netD.logits(fake.detach())  # batch norm must not mix them
+        real_logits = netD.logits(augment(real))
+        fake_logits = netD.logits(augment(fake.detach()))  # a pass of its own: batch norm must not mix them
     loss_D_real, loss_D_fake = bce(real_logits, 1), bce(fake_logits, 0)
     loss_D = loss_D_real + loss_D_fake
     loss_D.backward()
@@ -58,7 +62,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=contextlib.
     netD.requires_grad_(False)  # D's own gradients are not needed here
     optimizerG.zero_grad()
     with autocast:
-        updated_logits = netD.logits(fake)
+        updated_logits = netD.logits(augment(fake))
     loss_G = bce(updated_logits, 1)
     loss_G.backward()
     average_gradients(netG)
@@ -100,6 +104,7 @@ class TrainerSettings:
     precision: str = "fp32"  # or "bf16": autocast to bfloat16
     seed: int = 0  # of the noise
     flip: bool = False  # mirror each image with a probability of one half
+    augment: str = "none"  # or names of support.augmentation.CHANGES, separated by commas
     sync_bn: bool = False  # batch norm over the batches of all processes
     compile: bool = False  # compile the networks with torch.compile
     batch_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
@@ -152,7 +157,8 @@ class Trainer:
         z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
         full = len(batch) == self.settings.batch_size
         nets = self.compiled if self.compiled and full else (self.netG, self.netD)
-        result = train_step(*nets, self.optimizerG, self.optimizerD, real, z, self.autocast)
+        augment = Augmentation(self.settings.augment, self.noise)
+        result = train_step(*nets, self.optimizerG, self.optimizerD, real, z, self.autocast, augment)
         if self.netG_ema is not None:
             update_ema(self.netG_ema, self.netG, self.one_minus_decay)
         return torch.stack(result)

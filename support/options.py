@@ -7,6 +7,7 @@ from os.path import expanduser  # for ~, which shells leave as it is in --outf=~
 
 import torch
 
+from support.augmentation import ordered_names
 from support.cli import Parser, check_have_effect, number, option_name
 from support.errors import UserError, counted
 from support.fid import check_installed
@@ -15,7 +16,7 @@ from support.run_folder import RunFolder
 
 # Options that a resumed run cannot change, and those that it keeps unless they are given again.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
-FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "sync_bn", "manual_seed")
+FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
 KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers")
 KEPT += ("niter", "save_every", "keep", "log_every", "fid")
 
@@ -59,6 +60,8 @@ def add_training_options(parser):
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
+    augment = f"change what D sees, for few images: color, translation, cutout, or several as A,B {default}"
+    add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
     add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**32), metavar="N", help="seed (default: random)")
 
     add = parser.add_argument_group("device").add_argument
@@ -98,7 +101,7 @@ def parse_options(parser, argv, world_size):
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
-            saved = checkpoint["options"]
+            saved = {"augment": "none"} | checkpoint["options"]  # that of an earlier version has no such option
             parser.set_defaults(**{name: saved[name] for name in KEPT if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)

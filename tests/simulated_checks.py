@@ -242,6 +242,7 @@ def test_a_run_can_change_devices(base, unbroken):
     [
         ("plain", ""),
         ("flip", "--flip"),
+        ("augment", "--augment color,translation,cutout"),
         ("no-average", "--ema 0"),
         ("uncached", "--cache none"),
         ("one-image", "--dataset folder --dataroot {base}/one --niter 3"),

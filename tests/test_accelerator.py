@@ -32,6 +32,7 @@ from support.errors import UserError
 from training import Trainer
 
 BATCH = 6
+RANDOM = {"flip": True, "augment": "color,translation,cutout"}  # all that draws random numbers in a step
 
 
 # Devices
@@ -243,7 +244,7 @@ class Cuda:
         self.train_step = training_module.train_step
         monkeypatch.setattr(training_module, "train_step", self.step)
         monkeypatch.setattr(Trainer, "new_captured_step", lambda trainer: CapturedStep(trainer))
-        self.trainer = small_trainer(batch_size=BATCH, flip=True)
+        self.trainer = small_trainer(batch_size=BATCH, **RANDOM)
 
     def step(self, *arguments):
         for optimizer in (self.trainer.optimizerG, self.trainer.optimizerD):
@@ -296,7 +297,7 @@ class Cuda:
 
 
 def plain_trainer():
-    return small_trainer(flip=True)  # no batch is one of its whole batches, so none of its steps is captured
+    return small_trainer(**RANDOM)  # no batch is one of its whole batches, so none of its steps is captured
 
 
 def assert_equal_steps(trainer, plain, batches):

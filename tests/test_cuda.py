@@ -34,8 +34,9 @@ def trainer_on(device, batch_size=BATCH, precision="bf16", **settings):
     return Trainer(*nets, torch.device(device), TrainerSettings(**settings))
 
 
-def captured_and_plain(precision="bf16", **settings):
-    return trainer_on("cuda", BATCH, precision, flip=True, **settings), trainer_on("cuda", 0, precision, flip=True)
+def captured_and_plain(precision="bf16", augment="none", **settings):
+    random = {"flip": True, "augment": augment}
+    return trainer_on("cuda", BATCH, precision, **random, **settings), trainer_on("cuda", 0, precision, **random)
 
 
 def random_batches(count, seed=3):
@@ -52,8 +53,9 @@ def assert_close(trainer, other):
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_captured_steps_equal_plain_ones(precision, capsys, recwarn):
-    captured, plain = captured_and_plain(precision)
+@pytest.mark.parametrize("augment", ["none", "color,translation,cutout"])
+def test_captured_steps_equal_plain_ones(precision, augment, capsys, recwarn):
+    captured, plain = captured_and_plain(precision, augment=augment)
     for batch in random_batches(WARM_UP + 4):
         torch.testing.assert_close(captured.step(batch), plain.step(batch), rtol=1e-3, atol=1e-3)
     assert isinstance(captured.captured_step, CapturedStep)

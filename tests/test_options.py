@@ -32,6 +32,7 @@ def test_the_papers_recipe_is_the_default(tmp_path):
     options, checkpoint = parse(tmp_path / "new")
     expected = {"image_size": 64, "nc": 3, "nz": 100, "ngf": 64, "ndf": 64, "batch_size": 128}
     expected |= {"lr": 0.0002, "beta1": 0.5, "flip": False, "compile": False, "fid": 0, "resume": False}
+    expected |= {"augment": "none"}
     assert expected.items() <= vars(options).items()
     assert checkpoint is None
     assert list(tmp_path.iterdir()) == []
@@ -154,6 +155,7 @@ REFUSED = [(f"{option} {value}", option) for option, values in NUMBERS.items() f
 REFUSED += [
     ("--imageSize 65", "--imageSize: "),
     ("--imageSize 65", "64 and 80"),
+    ("--augment color,flip", "--augment: must be one or more of color, translation, cutout"),
     ("--nonsense", "--nonsense"),
     ("--dataset nonsense", "cartoon"),
     ("--dataset lsun --classes tower --dataroot {m}/lsun", "church"),
@@ -219,12 +221,20 @@ def test_old_runs_are_neither_changed_nor_overwritten(unbroken, capsys, argument
 @pytest.mark.parametrize(
     "option",
     ["--dataset mnist", "--classes church", "--imageSize 32", "--nc 1", "--nz 7", "--ngf 7", "--ndf 7", "--batchSize 7"]
-    + ["--lr 0.5", "--beta1 0.75", "--ema 0.5", "--flip", "--sync-bn", "--manualSeed 7"],
+    + ["--lr 0.5", "--beta1 0.75", "--ema 0.5", "--flip", "--augment color", "--sync-bn", "--manualSeed 7"],
 )
 def test_what_makes_a_run_may_not_change(unbroken, capsys, option):
     before = hashes(unbroken)
     assert_refused(lambda: run_dcgan(unbroken, "--resume", *option.split()), capsys, f"has {option.split()[0]} ")
     assert hashes(unbroken) == before
+
+
+def test_a_run_of_an_earlier_version_has_no_augmentation(run, capsys):
+    state = torch.load(run / "checkpoint.pth", weights_only=True)
+    assert state["options"].pop("augment") == "none"
+    torch.save(state, run / "checkpoint.pth")
+    assert parse(run, "--resume")[0].augment == "none"
+    assert_refused(lambda: parse(run, "--resume", "--augment", "color"), capsys, "has --augment none, not color")
 
 
 def test_only_distances_of_equally_many_samples_are_compared(run, capsys, monkeypatch):

@@ -44,7 +44,8 @@ def results(rank, world_size):
     process = (rank, world_size)
     found = {(sync_bn, count): gradients(sync_bn, count, *process) for sync_bn in (False, True) for count in (12, 6)}
     for sync_bn in (False, True):
-        first, second = small_trainer(sync_bn=sync_bn), small_trainer(1, sync_bn=sync_bn)
+        settings = {"sync_bn": sync_bn, "augment": "color,translation,cutout"}
+        first, second = small_trainer(**settings), small_trainer(1, **settings)
         second.load_state_dict(train(first, 0, 10, *process))
         trained = [train(trainer, 10, 20, *process) for trainer in (first, second)]
         found["unbroken", sync_bn], found["resumed", sync_bn] = trained
