@@ -172,7 +172,7 @@ def write_samples(netG, seeds, batch_size, outf, mark):
 def show(path):
     import matplotlib.pyplot as plt
 
-    plt.imshow(plt.imread(path), cmap="gray")
+    plt.imshow(plt.imread(path), cmap="gray", vmin=0, vmax=1)
     plt.axis("off")
     plt.show()
 

@@ -34,6 +34,8 @@ def weights_init(module):
 
     Use as `net.apply(weights_init)`; deterministic under `torch.manual_seed`.
     """
+    if any(weight.is_meta for weight in module.parameters(recurse=False)):  # it has no values; normal_ would take 2 s
+        return
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
         nn.init.normal_(module.weight, 0.0, 0.02)
     elif isinstance(module, nn.BatchNorm2d):

@@ -1,6 +1,8 @@
 """The convolutions with the smallest feature maps, as matrix products on a CPU."""
 
 import itertools
+import platform
+from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -8,18 +10,28 @@ from torch import nn
 
 
 def use_matmul_convolutions(net):
-    """Replace G's first two convolutions, or D's last two, by matrix products for training in float32.
+    """Replace G's first convolution, or D's last, by a matrix product for training in float32; on Intel also the next.
 
-    The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (the paper's
-    100 x 512 and 512 x 1 take eight times as long), and where weights far outnumber the points of a map (the 512 x 256
-    on 4 x 4: 1.27 times; two AVX-512 cores, batches of 128). Four times the input is kept for the gradients.
+    The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (100 x 512
+    and 512 x 1 channels take eight times as long), and where weights far outnumber the points of a map (512 x 256 on
+    4 x 4: 1.27 times; two Intel cores with AVX-512, batches of 128). On other makers' processors MKL, which computes
+    the products, is slower, and the second replacement would cost 5% (two AMD cores). It keeps four times the input
+    for the gradients.
     """
     places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     dense, strided = places[:2] if net.main[places[0]].transposed else places[:-3:-1]
     points, weights = net.main[dense].weight[0, 0].numel(), net.main[strided].weight[..., 0, 0].numel()
     # 512 x 256 on 5 x 5 gains; on 6 x 6 it does not.
-    for i in [dense, strided] if weights > 5_000 * points else [dense]:
+    for i in [dense, strided] if weights > 5_000 * points and is_intel() else [dense]:
         net.main[i] = as_matmul(net.main[i])
+
+
+def is_intel():
+    """Return whether the processor is known to be Intel's. (A rule by timing would break exact resume.)"""
+    try:
+        return "GenuineIntel" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # no Linux
+        return "GenuineIntel" in platform.processor()
 
 
 def as_matmul(layer):

@@ -25,7 +25,7 @@ def read_mark(path):
 
 def check_same_weights(outf, mark, seeds):
     """Raise UserError if the folder `outf` would then hold samples of other weights beside those of `seeds`."""
-    for path in outf.iterdir() if outf.is_dir() else ():
+    for path in outf.iterdir() if os.path.isdir(outf) else ():  # a Path could raise instead
         number = re.fullmatch(r"seed(\d{6,})\.png", path.name)
         if number and int(number[1]) not in seeds and read_mark(path) != mark:
             raise UserError(
@@ -41,9 +41,9 @@ def grid_path(outf):
     there.
     """
     parent = outf.parent
-    if outf.name in ("", "..") or os.path.ismount(outf) or (parent.exists() and not os.access(parent, os.W_OK)):
+    if outf.name in ("", "..") or os.path.ismount(outf) or (os.path.exists(parent) and not os.access(parent, os.W_OK)):
         return outf / "grid.png"
     path = outf.with_name(f"{outf.name}.png")
-    if path.exists() and not (path.is_file() and read_mark(path)):
+    if os.path.exists(path) and not (path.is_file() and read_mark(path)):
         raise UserError(f"--outf {outf}: the grid would overwrite {path}, which is not one; choose another --outf")
     return path

@@ -356,7 +356,7 @@ def test_training_goes_on_where_a_capture_fails(monkeypatch, capsys, recwarn, wh
     assert cuda.trainer.captured_step.graph is None
     assert cuda.capturable <= {(False, False), (True, True)}
     assert capsys.readouterr().err == (
-        "warning: the step is not captured, which is slower (operation not permitted when stream is capturing)\n"
+        "warning: no CUDA graph, so training is slower (operation not permitted when stream is capturing)\n"
     )
     assert [str(warning.message) for warning in recwarn] == []
 

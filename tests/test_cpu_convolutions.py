@@ -1,6 +1,7 @@
 """The innermost convolutions as matrix products: equal to convolutions, and used while training in float32 alone."""
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from helpers import randomised
 from torch import nn
 
 from models import Discriminator, Generator
+from support import cpu_convolutions
 from support.cpu_convolutions import MatmulConv2d, MatmulConvTranspose2d, as_matmul, use_matmul_convolutions
 from training import Trainer, TrainerSettings, train_step
 
@@ -35,7 +37,8 @@ def test_matrix_products_equal_convolutions(kind, side, stride, layout):
     assert all(torch.equal(ours, theirs) for ours, theirs in zip(sampling, expected, strict=True))
 
 
-def test_a_step_with_matrix_products_equals_one_without():
+def test_a_step_with_matrix_products_equals_one_without(monkeypatch):
+    monkeypatch.setattr(cpu_convolutions, "is_intel", lambda: True)
     torch.manual_seed(0)
     nets = Generator().double(), Discriminator().double()
     real, z, gradients = torch.rand(4, 3, 64, 64).double(), torch.randn(4, 100).double(), []
@@ -60,8 +63,17 @@ def test_networks_keep_their_weights_and_names(kind):
     assert not any(layer.training for layer in net.modules())
 
 
-def test_innermost_layers_are_matrix_products_while_training():
-    """Two of each of the paper's networks, one of smaller ones; none of the average, in bfloat16, or compiled."""
+@pytest.mark.parametrize(("maker", "products"), [("GenuineIntel", 2), ("AuthenticAMD", 1), (None, 1)])
+def test_innermost_layers_are_matrix_products_while_training(monkeypatch, maker, products):
+    """Two of each of the default networks on Intel, otherwise one; none of the average, in bfloat16, or compiled."""
+
+    def read_text(path):
+        assert path == "/proc/cpuinfo"
+        if maker is None:  # no Linux
+            raise FileNotFoundError
+        return f"processor\t: 0\nvendor_id\t: {maker}\n"
+
+    monkeypatch.setattr(cpu_convolutions, "Path", lambda path: SimpleNamespace(read_text=lambda: read_text(path)))
 
     def count(ngf, size, **settings):
         nets = Generator(10, ngf, 3, size), Discriminator(ngf, 3, size)
@@ -70,6 +82,6 @@ def test_innermost_layers_are_matrix_products_while_training():
         assert MatmulConvTranspose2d not in of_average
         return list(of_G).count(MatmulConvTranspose2d), list(of_D).count(MatmulConv2d)
 
-    assert count(64, 64) == (2, 2)
+    assert count(64, 64) == (products, products)
     assert count(16, 64) == count(64, 56) == (1, 1)
     assert count(64, 64, precision="bf16") == count(64, 64, compile=True) == (0, 0)

@@ -114,7 +114,7 @@ def test_training_goes_on_where_a_capture_fails(monkeypatch, capsys):
     assert captured.captured_step.graph is None
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
     assert_close(captured, plain)
-    assert capsys.readouterr().err.count("warning: the step is not captured, which is slower (") == 1
+    assert capsys.readouterr().err.count("warning: no CUDA graph, so training is slower (") == 1
 
 
 def test_too_little_memory_in_a_capture_is_raised(monkeypatch):
