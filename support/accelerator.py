@@ -84,10 +84,10 @@ def default_precision(device):
     return "bf16" if fast else "fp32"
 
 
-def emulates_bfloat16(device):
-    """Return whether `device` is a CPU known to have no bfloat16 arithmetic, which PyTorch then emulates, slowly."""
+def cpu_has_bfloat16():
+    """Return whether the CPU computes in bfloat16, or PyTorch emulates it, slowly; None if that is not known."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.12 does not tell
-    return device.type == "cpu" and capabilities.get("avx512_bf16") is False
+    return capabilities.get("avx512_bf16")
 
 
 def why_not_compile(device):

@@ -72,7 +72,7 @@ def add_training_options(parser):
     text = "of the networks; on NVIDIA, fp32 convolutions use TF32"
     text += " (default: bf16 on a GPU that has it, otherwise fp32)"
     add("--precision", choices=("fp32", "bf16"), help=text)
-    text = "compile the networks, which takes a minute (default: no)"
+    text = "compile the networks, which takes a minute and is no faster on a CPU (default: no)"
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
 
     add = parser.add_argument_group("run folder").add_argument

@@ -38,9 +38,9 @@ from models import Discriminator, Generator, generate_images
 from support.accelerator import free_memory, tune_device
 from support.decoding import DecodedImages
 from support.distributed import init_distributed
+from support.image_folder import FolderSource
 from support.latents import latents
 from support.plots import write_png
-from support.sources import FolderSource
 from training import Trainer, TrainerSettings
 
 BATCH, SIZE, PHOTOGRAPHS, SOME = 128, 64, 1_536, 512
@@ -187,7 +187,7 @@ def our_transform(device, folder):
 
 
 def grown(device, folder, count, precision, steps):
-    """Train from a prepared array of `count` pictures."""
+    """Train from a prepared array of `count` images."""
     path, some = f"{folder}-{count}.npy", np.random.default_rng(0).integers(0, 256, (1000, 3, SIZE, SIZE), np.uint8)
     rows = np.lib.format.open_memmap(path, "w+", np.uint8, (count, 3, SIZE, SIZE))
     for i in range(0, count, len(some)):

@@ -20,8 +20,8 @@ from support.accelerator import (
     WARM_UP,
     CapturedStep,
     copy_to_cpu,
+    cpu_has_bfloat16,
     default_precision,
-    emulates_bfloat16,
     fastest_layout,
     free_memory,
     is_out_of_memory,
@@ -71,13 +71,12 @@ def test_default_precision(monkeypatch):
         assert default_precision(torch.device("mps")) == "fp32"
 
 
-def test_emulated_bfloat16_is_known_where_pytorch_tells(monkeypatch):
-    for capabilities, emulated in (({"avx512_bf16": False}, True), ({"avx512_bf16": True}, False), ({}, False)):
+def test_bfloat16_arithmetic_is_known_where_pytorch_tells(monkeypatch):
+    for capabilities in ({"avx512_bf16": False}, {"avx512_bf16": True}, {}):
         monkeypatch.setattr(torch.cpu, "get_capabilities", lambda found=capabilities: found, raising=False)
-        assert emulates_bfloat16(torch.device("cpu")) == emulated
-        assert not emulates_bfloat16(torch.device("cuda"))
+        assert cpu_has_bfloat16() is capabilities.get("avx512_bf16")
     monkeypatch.delattr(torch.cpu, "get_capabilities")  # of PyTorch before 2.12
-    assert not emulates_bfloat16(torch.device("cpu"))
+    assert cpu_has_bfloat16() is None
 
 
 def test_why_not_compile_is_one_line(monkeypatch):
