@@ -4,9 +4,10 @@ import urllib.request
 
 import pytest
 import torch
-from helpers import FOLDER, RUN, SIZE, finish, start, write_images
+from helpers import FOLDER, RUN, SIZE, write_images
 from torchvision import datasets
 
+import dcgan
 from models import Generator, set_batch_norm_statistics, weights_init
 from support.latents import latents
 
@@ -25,8 +26,11 @@ def _signals_as_in_a_terminal():
 def unbroken(tmp_path_factory):
     """The folder of a run of RUN that was never stopped; tests leave it as it is."""
     base = tmp_path_factory.mktemp("unbroken")
-    finish(start(base / "run", "dcgan.py", *RUN))
-    return base / "run" / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(base)
+        patch.setenv("XDG_CACHE_HOME", str(base / "cache"))
+        assert dcgan.main(RUN) == 0
+    return base / "out"
 
 
 @pytest.fixture
