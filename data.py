@@ -38,7 +38,7 @@ SOURCES = {
     "lsun": open_lsun,
     "mnist": functools.partial(open_torchvision, datasets.MNIST),
 }
-# How the images of earlier versions are read: formats 1 takes their files; formats 2 takes those of today.
+# The `reading` of runs that earlier versions began. formats 1: take only files that those versions took; 2: take all.
 EARLIER_READING = {"formats": 1, "pixel_range": list(PixelRange())}
 
 
@@ -78,7 +78,7 @@ class PreparedImages:
 
         Every image comes once, in an order that depends on (seed, epoch) alone; the last batch may be smaller. Of
         `world_size` processes, each gets an equal part of every batch; what remains of the last one is left out. Where
-        images are decoded at every use, one that cannot be read is replaced by the next in the order that can.
+        images are decoded at every use, one that cannot be read is replaced by the next readable one.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         ranges = [range(i, min(i + batch_size, len(self))) for i in range(start * batch_size, len(self), batch_size)]
@@ -104,7 +104,7 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     """Return the PreparedImages of a data set, one of SOURCES, at image_size with nc channels (3 RGB, 1 grey).
 
     cache: the folder for the prepared array, which the first call fills (None: in the user's cache folder), or "none":
-    images are decoded at every use. workers: processes that decode. reading: that of the images of a run that resumes.
+    images are decoded at every use. workers: processes that decode. reading: for a run that resumes, its images'.
     Raises UserError if the data set is not there, OSError if preparing it fails.
     """
     if dataset not in SOURCES:
@@ -152,7 +152,7 @@ def check_same_images(images, checkpoint, outf):
         what = "names or sizes" if "files" in changed else "contents"
         change = f"the run had {counted(before, 'image')} of other {what}"
     elif data and not changed:
-        raise UserError(f"--resume: {change} that can be read (--cache none counts all): repeat the run's --cache")
+        raise UserError(f"--resume: {change} that can be read; repeat the run's --cache (none counts unreadable ones)")
     raise UserError(
         f"--resume: {change}; bring back those it had, or start a new run from its weights with --netG {outf}"
         f" --netD {outf} and another --outf"

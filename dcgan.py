@@ -160,7 +160,7 @@ def build_networks(args):
             netD = loaded
         if bool(args.netG) != bool(args.netD):
             new = "--netD" if args.netG else "--netG"
-            print(f"warning: without {new}, that network starts untrained against a trained one", file=sys.stderr)
+            print(f"warning: {new} is not given: that network starts untrained against a trained one", file=sys.stderr)
     for net in (netG, netD):
         net.load_state_dict(distributed.broadcast_object(net.state_dict()))
     return netG, netD
@@ -201,7 +201,7 @@ def prepare_images(args, checkpoint):
     return images
 
 
-def trainer_settings(args, device, images):
+def trainer_settings(args, device, image_count):
     """Return the TrainerSettings of these options, with a warning if --compile is not possible."""
     rank, world_size = distributed.rank_and_world_size()
     reason = "not with --sync-bn" if args.sync_bn else accelerator.why_not_compile(device) if args.compile else None
@@ -209,7 +209,7 @@ def trainer_settings(args, device, images):
         print(f"warning: --compile is not possible here; continuing without it ({reason})", file=sys.stderr)
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
-    return TrainerSettings(**options, batch_size=min(args.batch_size, images) // world_size)
+    return TrainerSettings(**options, batch_size=min(args.batch_size, image_count) // world_size)
 
 
 def restore(trainer, checkpoint, args):

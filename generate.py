@@ -47,9 +47,13 @@ def build_parser():
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
-    arithmetic = "add and subtract mean latent vectors of seeds, such as 1,5,9-2,4+7,8: arithmetic.png"
+    arithmetic = "add and subtract the mean latent vectors of groups of seeds, such as 1,5,9-2,4+7,8: arithmetic.png"
     add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
-    add("--explore", action="store_true", help="write explore.html, a page that moves through latent space")
+    add(
+        "--explore",
+        action="store_true",
+        help="write explore.html, a page to move through latent space with the pointer",
+    )
     add("--outf", type=expanduser, default="generated", metavar="DIR", help="output folder (default: %(default)s)")
     add(
         "--batchSize",
@@ -57,11 +61,11 @@ def build_parser():
         type=count,
         default=64,
         metavar="N",
-        help="images generated before they are written (default: %(default)s)",
+        help="images to generate at a time (default: %(default)s)",
     )
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
-    add("--show", action="store_true", help="show the first image file in a window at the end")
+    add("--show", action="store_true", help="at the end, show the grid (or walk.png, arithmetic.png) in a window")
     return parser
 
 
@@ -75,7 +79,7 @@ def main(argv=None):
     if args.manual_seed + seeds > SEED_COUNT:
         parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEED_COUNT - 1}, and {seeds} are needed")
     try:
-        check_have_effect(typed, options_in_vain(typed))
+        check_have_effect(typed, options_without_effect(typed))
         device = pick_device(args.cuda, args.accel)
         tune_device(device)
         if args.accel and device.type == "cpu":
@@ -107,7 +111,7 @@ def main(argv=None):
         show(shown)
 
 
-def options_in_vain(typed):
+def options_without_effect(typed):
     """Return a table for check_have_effect of the options that can have no effect."""
     drawn = [name for name in ("interpolate", "arithmetic", "explore") if name in typed]
     instead = f"--{drawn[0]} writes no single images" if drawn else ""
@@ -120,7 +124,7 @@ def options_in_vain(typed):
 
 
 def write_figures(netG, args, device):
-    """Write a walk, arithmetic, the explorer, as asked; return (what is where, path of the first PNG file or None)."""
+    """Write the figures asked for; return (text naming the files and their folder, path of the first PNG or None)."""
     outf, names = Path(args.outf), []
     make_folder(outf)
     netG.to(device)
@@ -135,7 +139,7 @@ def write_figures(netG, args, device):
 
 
 def write_samples_and_grid(netG, args, device):
-    """Write the samples into their folder and a grid of the first beside it; return (what is where, path of the grid).
+    """Write the samples, and beside their folder a grid of the first; return (text naming both, path of the grid).
 
     Raises UserError if the folder would then hold samples of several generators.
     """

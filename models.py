@@ -62,7 +62,7 @@ class Generator(nn.Module):
         layers = [nn.ConvTranspose2d(nz, channels[0], b, 1, 0, bias=False)]  # at 64: 100 x 1 x 1 -> 512 x 4 x 4
         for c_in, c_out in zip(channels, channels[1:] + [nc], strict=True):
             layers += [nn.BatchNorm2d(c_in), nn.ReLU(inplace=True)]
-            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)]  # 256 x 8, 128 x 16, 64 x 32, 3 x 64
+            layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)]  # 256 x 8 x 8, ..., 3 x 64 x 64
         self.main = nn.Sequential(*layers, nn.Tanh())
         self.apply(weights_init)
 
@@ -140,8 +140,8 @@ def set_batch_norm_statistics(netG, z):
     """Replace G's running means and variances by those over all latent vectors z, (batches, N, nz).
 
     Each batch is normalised by its own statistics, as in training; those of all batches are pooled. Nothing else
-    changes. Without it an image that is generated alone (eval mode) suffers from a moving average that lags behind the
-    weights, or, for averaged weights, belongs to others.
+    changes. Without this, images generated in eval mode suffer: the stored statistics are a moving average that
+    lags behind the weights, and with averaged weights they belong to other weights.
     """
     norms = {layer: ([], []) for layer in netG.main if isinstance(layer, nn.BatchNorm2d)}
     layers = list(netG.main)[:-3]  # up to the last batch norm: what follows changes no statistics
@@ -164,7 +164,7 @@ def set_batch_norm_statistics(netG, z):
 def load_generator(path, average=True):
     """Return a generator from a file, in eval mode on the CPU; nz, ngf, nc and image_size follow from its weights.
 
-    path: a weights file of any DCGAN of these shapes, whatever its layers are called, alone or nested in a dictionary;
+    path: a weights file of any DCGAN with layers of this program's shapes, under any names, alone or in a dictionary;
     a checkpoint; or a run folder. average: where both are there, take the averaged generator, not the plain one; in a
     run folder, netG_best.pth if it is there, otherwise the newest weights.
     Prints what it assumes about another program's network, such as its activations, since weights do not tell. Raises

@@ -32,7 +32,7 @@ class StepResult(NamedTuple):
     loss_D: torch.Tensor  # loss_D_real + loss_D_fake, before D's update
     loss_D_real: torch.Tensor  # -log D(x)
     loss_D_fake: torch.Tensor  # -log(1 - D(G(z)))
-    loss_G: torch.Tensor  # -log D(G(z)), before G's update
+    loss_G: torch.Tensor  # -log D(G(z)), after D's update, before G's
     D_x: torch.Tensor  # D(x)
     D_G_z1: torch.Tensor  # D(G(z)) before D's update
     D_G_z2: torch.Tensor  # D(G(z)) after D's update
@@ -102,7 +102,7 @@ class TrainerSettings:
     beta1: float = 0.5  # of both Adams; their beta2 is 0.999
     ema: float = 0.99  # decay of the generator's moving average, in [0, 1); 0: off
     precision: str = "fp32"  # or "bf16": autocast to bfloat16
-    seed: int = 0  # of the noise
+    seed: int = 0  # of the random number generator
     flip: bool = False  # mirror each image with a probability of one half
     augment: str = "none"  # or names of support.augmentation.CHANGES, separated by commas
     sync_bn: bool = False  # batch norm over the batches of all processes
@@ -224,7 +224,7 @@ def compile_networks(netG, netD):
 
 
 class StepAverages:
-    """Mean StepResults of some steps, summed on the device and read once, instead of waiting for it at each step."""
+    """The mean StepResult of several steps, summed on the device and read once: each read waits for the device."""
 
     def __init__(self):
         self.sum, self.steps, self.images, self.start = 0, 0, 0, time.perf_counter()

@@ -85,7 +85,7 @@ def default_precision(device):
 
 
 def cpu_has_bfloat16():
-    """Return whether the CPU computes in bfloat16, or PyTorch emulates it, slowly; None if that is not known."""
+    """Return True if the CPU computes in bfloat16, False if PyTorch only emulates it (slowly), None if not known."""
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()  # PyTorch before 2.12 does not tell
     return capabilities.get("avx512_bf16")
 
@@ -163,7 +163,7 @@ class CapturedStep:
             self.set_capturable(False)
 
     def set_capturable(self, value):
-        """Tell Adam whether its step is being captured: it refuses a capture without this, and warns of it outside one.
+        """Tell Adam whether its step is being captured: untold, it refuses a capture; told without one, it warns.
 
         A fused Adam computes the same either way: its count of steps is on the device in both cases.
         """

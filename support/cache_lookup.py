@@ -24,7 +24,7 @@ def open_array(images, path, facts, workers, pixel_range=None):
         images.pixel_range = pixel_range or found.pixel_range
         build_cache(images, path, workers, facts | {"pixel_range": images.pixel_range, "stack": found.stack})
         array = read_cached(path, images.shape)
-        name_unused(array)
+        print_outdated_arrays(array)
     return array
 
 
@@ -51,8 +51,8 @@ def find_copy(images, path, facts, workers):
     return None
 
 
-def name_unused(array):
-    """Print which other arrays of the same folder hold images that it does not hold any more."""
+def print_outdated_arrays(array):
+    """Print which arrays in the cache hold earlier images of this array's image folder, which it no longer holds."""
     place, unused = array.info["place"], []
     for other in sorted(array.path.parent.glob(f"{array.path.stem.split('-')[0]}-*.npy")) if place else ():
         info = read_info(other)

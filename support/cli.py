@@ -45,8 +45,8 @@ def option_name(name):
 
 def check_have_effect(typed, table):
     """Raise UserError if an option that was `typed` has no effect; table: rows of (name, whether it has none, why)."""
-    for name, in_vain, why in table:
-        if name in typed and in_vain:
+    for name, has_no_effect, why in table:
+        if name in typed and has_no_effect:
             raise UserError(f"{option_name(name)} has no effect here: {why}")
 
 

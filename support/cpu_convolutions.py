@@ -15,8 +15,8 @@ def use_matmul_convolutions(net):
     The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (100 x 512
     and 512 x 1 channels take eight times as long), and where weights far outnumber the points of a map (512 x 256 on
     4 x 4: 1.27 times; two Intel cores with AVX-512, batches of 128). On other makers' processors MKL, which computes
-    the products, is slower, and the second replacement would cost 5% (two AMD cores). It keeps four times the input
-    for the gradients.
+    the products, is slower, and the second replacement would cost 5% (two AMD cores). In D, the second product
+    keeps four times its input for the gradients.
     """
     places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     dense, strided = places[:2] if net.main[places[0]].transposed else places[:-3:-1]

@@ -78,7 +78,7 @@ class DecodedImages(Dataset):
         """Yield what `stack` returns for every list of indices in `chunks`, decoded by so many `workers`.
 
         order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
-        replaced by the next in the order that can. Without it, such images are left out, and every image comes with the
+        replaced by the next readable one. Without it, such images are left out, and every image comes with the
         digest of its file.
         """
         items = WithDigests(self) if order is None else InOrder(self, order)

@@ -1,4 +1,4 @@
-"""explorer.html: a page that moves through latent space."""
+"""explore.html, a page to move through latent space with the pointer; its template is explorer.html."""
 
 import base64
 import io

@@ -39,7 +39,7 @@ class FidMeter:
 
     def __init__(self, images, count, device, generate, feature=None):
         if min(count, len(images)) < 2:
-            raise UserError(f"--fid needs at least 2 images of each kind; there are {len(images)} and {count}")
+            raise UserError(f"--fid needs at least 2 real images and 2 samples; there are {len(images)} and {count}")
         self.device = device if device.type == "cuda" else torch.device("cpu")  # it computes in float64
         self.count, self.generate = count, generate
         try:

@@ -12,7 +12,7 @@ WRAPPER = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # what DataParallel and 
 
 
 class Mismatch(Exception):
-    """Why a state dict is not that of a network; `layers`: how many of its convolutions are."""
+    """Why a state dict does not fit a network; `layers`: how many of its convolutions fit."""
 
     def __init__(self, reason, layers=0):
         super().__init__(reason)
@@ -23,7 +23,7 @@ def best_match(kind, other, states, average):
     """Return what `match_weights` does for one of `states`, as `state_dicts` yields them, that is of the class `kind`.
 
     average: prefer one that is an average; otherwise, one that is not. Raises Mismatch with the reason of the state
-    dict that comes nearest; one that is of the class `other` is none of these.
+    dict that comes nearest, not counting those of the class `other`.
     """
     mismatches = []
     for _, state in sorted(states, key=lambda entry: entry[0] != average):
@@ -120,7 +120,7 @@ def network_of_shapes(kind, state):
         raise Mismatch(f"it has {counted(len(convolutions), 'convolution')}, a DCGAN 3 to 9")
     doublings = len(convolutions) - 1
     sizes = kind.arguments_from_shapes(state[convolutions[0]].shape, state[convolutions[-1]].shape, doublings)
-    b = min(max(sizes["image_size"] >> doublings, 4), 7)  # of another first map, the layer's kernel is the difference
+    b = min(max(sizes["image_size"] >> doublings, 4), 7)  # any other first map: tensor_of_shape reports its kernel
     sizes["image_size"] = b << doublings
     try:
         with torch.device("meta"):

@@ -29,7 +29,7 @@ def build_parser(description, datasets):
     add = parser.add_argument_group("images").add_argument
     text = f"data set: {', '.join(datasets)} (default: cartoon; with --dataroot: folder)"
     add("--dataset", default="cartoon", choices=datasets, metavar="NAME", help=text)
-    text = "its folder (default for data sets that can be downloaded: data)"
+    text = "folder of the data set (default for celeba, cifar10, lsun and mnist: data)"
     add("--dataroot", type=expanduser, metavar="DIR", help=text)
     add("--classes", default="bedroom", metavar="A,B", help=f"classes of lsun, separated by commas {default}")
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
@@ -67,7 +67,7 @@ def add_training_options(parser):
     add = parser.add_argument_group("device").add_argument
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
-    add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes, each with a GPU if on CUDA {default}")
+    add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes; on CUDA, each uses one GPU {default}")
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
     text = "of the networks; on NVIDIA, fp32 convolutions use TF32"
     text += " (default: bf16 on a GPU that has it, otherwise fp32)"
@@ -80,7 +80,7 @@ def add_training_options(parser):
     add("--outf", type=expanduser, default="out", metavar="DIR", help=text)
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
-    text = "keep the weights of the newest N saves, and remove the run's older ones; off: 0"
+    text = "keep only the weights of the newest N saves; remove the run's older ones (default: 0, which keeps all)"
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
     text = "measure FID with N samples at each checkpoint; needs torchmetrics; off: 0"
@@ -110,7 +110,7 @@ def parse_options(parser, argv, world_size):
             typed = parser.typed(argv)
             if "dataroot" in typed and "dataset" not in typed:
                 args.dataset = "folder"
-            check_have_effect(typed, options_in_vain(args, world_size))
+            check_have_effect(typed, options_without_effect(args, world_size))
         try:
             check_image_size(args.image_size)
         except UserError as error:
@@ -126,10 +126,10 @@ def parse_options(parser, argv, world_size):
     return args, checkpoint
 
 
-def options_in_vain(args, world_size):
+def options_without_effect(args, world_size):
     """Return a table for check_have_effect of the options that can have no effect on a new run.
 
-    Not what the public example's command lines have: --dataset fake --dataroot x, --classes bedroom.
+    Accepts what command lines of the public example have: --dataset fake --dataroot x, --classes bedroom.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return (  # option, where it has no effect, why and what may have been meant

@@ -52,7 +52,7 @@ def faster_precision(precision, device):
 
 
 def describe_length(run):
-    """Print how many steps a dcgan.Run takes in all, how many GB its weights fill, and what helps if these are odd."""
+    """Print how many steps a dcgan.Run takes in all and how many GB its weights fill, with advice if that is odd."""
     args, steps = run.args, run.args.niter * run.steps_per_epoch
     saves = math.ceil(args.niter / args.save_every)
     kept = min(saves, args.keep or saves)
@@ -64,7 +64,7 @@ def describe_length(run):
         niter = math.ceil(ENOUGH_STEPS / run.steps_per_epoch)
         every = math.ceil(niter / 25)  # about as many saves as by default
         options = f"--niter {niter}" + (f" --save-every {every}" if every > 1 else "")
-        print(f"note: {steps:,} are few: a DCGAN needs about {ENOUGH_STEPS:,} steps or more, as with {options}")
+        print(f"note: {steps:,} steps are few: a DCGAN needs about {ENOUGH_STEPS:,} or more, as with {options}")
     if gigabytes > MUCH_GIGABYTES:
         print("note: these weights take much space; --save-every N saves less often, --keep N keeps the newest N saves")
 

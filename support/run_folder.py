@@ -26,7 +26,7 @@ class RunFolder:
     """
 
     def __init__(self, path, keep=0):
-        """keep: of how many saves the weights stay (0: all)."""
+        """keep: the number of newest saves whose weights stay (0: all)."""
         self.path, self.keep, self.lock = Path(path), keep, None
         self.saved_epochs = []  # whose weights this run has written, and not removed
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
@@ -120,7 +120,7 @@ class RunFolder:
     def remove_old_weights(self, names):
         """Remove the networks' weights of all but the newest `keep` saves of this run.
 
-        A kill before this leaves files too many, but the checkpoint names them: a later save removes them.
+        If a run is killed before this, too many files remain, but the checkpoint names them: a later save removes them.
         """
         for epoch in self.saved_epochs[: -self.keep] if self.keep else ():
             with contextlib.suppress(OSError):  # on Windows, another program may have it open

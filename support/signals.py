@@ -4,7 +4,7 @@ import signal
 
 
 def interrupt_quietly(quietly):
-    """Let Ctrl-C end the process without a word, or raise KeyboardInterrupt as usual. Ignored, it stays so."""
+    """Let Ctrl-C end the process silently, or raise KeyboardInterrupt as usual. If it is ignored, it stays ignored."""
     if signal.getsignal(signal.SIGINT) in (signal.default_int_handler, signal.SIG_DFL):
         signal.signal(signal.SIGINT, signal.SIG_DFL if quietly else signal.default_int_handler)
 

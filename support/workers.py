@@ -14,7 +14,7 @@ from support.formats import silence_libtiff
 
 
 def load_batches(source, items, chunks, workers, collate):
-    """Yield collate([items[i], ...]) for every list of indices in `chunks`, computed by so many `workers`.
+    """Yield collate([items[i], ...]) for every list of indices in `chunks`, computed by `workers` processes.
 
     source: the Source that the items read.
     """

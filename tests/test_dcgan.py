@@ -433,7 +433,7 @@ def test_a_run_starts_from_the_weights_that_it_is_given(tmp_path, few_steps, unb
     weights = unbroken / f"{given}_epoch_1.pth"
     assert run_dcgan(tmp_path / "out", *few_steps, f"--{given}", weights, "--lr", 0, "--dry-run") == 0
     other = "netD" if given == "netG" else "netG"
-    assert capsys.readouterr().err.startswith(f"warning: without --{other}, that network starts untrained")
+    assert capsys.readouterr().err.startswith(f"warning: --{other} is not given: that network starts untrained")
     saved, start_weights = (read_file(path) for path in (tmp_path / "out" / f"{given}_epoch_0.pth", weights))
     learned = [name for name in saved if name.endswith(("weight", "bias"))]
     assert all(torch.equal(saved[name], start_weights[name]) for name in learned)  # lr 0 keeps them
