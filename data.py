@@ -154,7 +154,7 @@ def check_same_images(images, checkpoint, outf):
     elif data and not changed:
         raise UserError(f"--resume: {change} that can be read; repeat the run's --cache (none counts unreadable ones)")
     raise UserError(
-        f"--resume: {change}; bring back those it had, or start a new run from its weights with --netG {outf}"
+        f"--resume: {change}; restore those it had, or start a new run from its weights with --netG {outf}"
         f" --netD {outf} and another --outf"
     )
 

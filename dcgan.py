@@ -1,7 +1,7 @@
 """Train a DCGAN (Radford et al. 2016, arXiv:1511.06434) on images.
 
 python dcgan.py --imageSize 32 --niter 12 --outf out            # cartoon faces, which the program draws itself
-python dcgan.py --dataset folder --dataroot photos --cuda       # your own images
+python dcgan.py --dataroot photos --cuda --outf out-photos      # your own images
 torchrun --nproc-per-node 8 dcgan.py --dataset celeba --cuda    # eight GPUs; or --ngpu 8
 """
 
@@ -153,10 +153,10 @@ def build_networks(args):
     netD = Discriminator(args.ndf, args.nc, args.image_size)
     if distributed.rank_and_world_size()[0] == 0:
         if args.netG:
-            check_same_sizes(netG, loaded := load_generator(args.netG, average=False), "netG")
+            check_same_sizes(netG, loaded := load_generator(args.netG, average=False), "--netG", args.netG)
             netG = loaded
         if args.netD:
-            check_same_sizes(netD, loaded := load_discriminator(args.netD), "netD")
+            check_same_sizes(netD, loaded := load_discriminator(args.netD), "--netD", args.netD)
             netD = loaded
         if bool(args.netG) != bool(args.netD):
             new = "--netD" if args.netG else "--netG"
@@ -166,12 +166,16 @@ def build_networks(args):
     return netG, netD
 
 
-def check_same_sizes(wanted, loaded, name):
-    """Raise UserError if the sizes of two networks differ."""
-    for size in ("nz", "ngf", "ndf", "nc", "image_size"):
-        if getattr(loaded, size, None) != getattr(wanted, size, None):
-            has, wants = getattr(loaded, size), getattr(wanted, size)
-            raise UserError(f"--{name}: {name} has {option_name(size)} {has}, this run wants {wants}")
+def check_same_sizes(wanted, loaded, option, path):
+    """Raise UserError if the sizes of a network that was loaded from `path` differ from those of this run."""
+    sizes = [size for size in ("nz", "ngf", "ndf", "nc", "image_size") if hasattr(wanted, size)]
+    has = [
+        f"{option_name(size)} {getattr(loaded, size)}"
+        for size in sizes
+        if getattr(loaded, size) != getattr(wanted, size)
+    ]
+    if has:
+        raise UserError(f"{option} {path}: its network has {' '.join(has)}; give the same options")
 
 
 def prepare_images(args, checkpoint):

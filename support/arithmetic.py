@@ -13,7 +13,9 @@ from support.plots import to_pil
 def seed_groups(text):
     """Return [(sign, seeds), ...] of an --arithmetic: "1,5-2" is [(1, [1, 5]), (-1, [2])]."""
     if not re.fullmatch(r"\d+(,\d+)*([+-]\d+(,\d+)*)*", text):
-        raise argparse.ArgumentTypeError(f"must be groups of seeds with + and - between, as 1,5,9-2,4+7,8, not {text}")
+        raise argparse.ArgumentTypeError(
+            f"must be groups of seeds with + and - between, such as 1,5,9-2,4+7,8, not {text}"
+        )
     found = re.findall(r"([+-]?)([\d,]+)", text)
     if any(int(seed) >= SEED_COUNT for seed in re.findall(r"\d+", text)):
         raise argparse.ArgumentTypeError(f"must be of seeds below {SEED_COUNT}, not {text}")

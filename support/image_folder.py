@@ -43,6 +43,8 @@ class FolderSource(Source):
             seen.add(os.path.realpath(folder))
             inside = os.path.relpath(folder, self.root)
             if {"args.json", "log.csv", "checkpoint.pth"} <= set(names):  # a run folder holds generated images
+                if inside == ".":
+                    raise UserError(f"--dataroot {self.root} is a run folder, of generated images; name another folder")
                 self.other_folders.append(inside)
                 below.clear()
                 continue

@@ -118,6 +118,8 @@ def parse_options(parser, argv, world_size):
         args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
+        if args.dataroot and os.path.realpath(args.dataroot) == os.path.realpath(args.outf):
+            raise UserError(f"--outf {args.outf} is --dataroot, the folder of the images; choose another --outf")
         check_processes(args, world_size)
         if args.fid:
             check_installed()

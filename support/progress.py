@@ -32,9 +32,10 @@ def describe(run, resumed):
         captured = "" if device.type == "cpu" else "; without CUDA graphs"
         share = counted(args.batch_size // run.world_size, "image")
         print(f"{run.world_size} processes with {share} each a step{captured}")
-    faster = faster_precision(args.precision, device)
-    if faster and not resumed:
-        print(f"note: on this CPU, --precision {faster} is faster than {args.precision}")
+    if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
+        print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
+    if args.resume and not resumed:
+        print(f"note: --resume: {args.outf} holds no run yet; this starts one")
     if len(run.images) < args.batch_size:
         print(f"note: fewer images than --batchSize {args.batch_size}: every step uses all {run.images_per_epoch}")
     if not args.dry_run and run.epoch < args.niter:
@@ -43,12 +44,6 @@ def describe(run, resumed):
         print(f"nothing to do: {args.outf} has its {counted(run.epoch, 'epoch')}; a larger --niter continues it")
     elif resumed:
         print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
-
-
-def faster_precision(precision, device):
-    """Return the precision that is faster than this one on a CPU, or None if that is not known."""
-    has_bfloat16 = cpu_has_bfloat16() if device.type == "cpu" else None
-    return {("fp32", True): "bf16", ("bf16", False): "fp32"}.get((precision, has_bfloat16))
 
 
 def describe_length(run):

@@ -80,7 +80,7 @@ def newest_weights(folder, role, average):
             state = read_file(checkpoint)
             by_age.append((state["epoch"], state["step"], 1, checkpoint))
     if not by_age:
-        raise UserError(f"{folder} holds no weights that can be read, as {role}_epoch_0.pth or checkpoint.pth")
+        raise UserError(f"{folder} holds no weights that can be read, such as {role}_epoch_0.pth or checkpoint.pth")
     return max(by_age, key=lambda entry: entry[:3])[3]
 
 

@@ -70,7 +70,7 @@ def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, c
 def test_other_contents_of_the_same_names_and_sizes_are_refused(run, tmp_path, capsys):
     noise(seed=77).save(tmp_path / "in" / "3.bmp")
     os.utime(tmp_path / "in" / "3.bmp", (1, 1))
-    assert_refused(lambda: run_dcgan(run, "--resume"), capsys, "the run had 8 images of other contents; bring back")
+    assert_refused(lambda: run_dcgan(run, "--resume"), capsys, "the run had 8 images of other contents; restore")
     assert run_dcgan(run, "--resume", "--niter", 2, "--cache", "none") == 0  # without an array, they are not compared
 
 

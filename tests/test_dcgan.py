@@ -214,6 +214,11 @@ def test_epochs_between_two_saves_leave_no_files(tmp_path, few_steps):
 # Stopped by a signal, and resumed
 
 
+def test_a_run_that_resumes_nothing_says_so(tmp_path, capsys):
+    assert run_dcgan(tmp_path / "new", *RUN, "--resume", "--dry-run") == 0
+    assert f"note: --resume: {tmp_path / 'new'} holds no run yet; this starts one\n" in capsys.readouterr().out
+
+
 def test_a_longer_run_equals_an_unbroken_one(tmp_path, first_epoch, unbroken):
     folder = shutil.copytree(first_epoch, tmp_path / "out")
     assert run_dcgan(folder, *RUN, "--resume") == 0

@@ -106,6 +106,11 @@ def test_omitted_options_keep_the_values_of_the_run(run):
     assert {name: getattr(again, name) for name in KEPT} == saved
 
 
+def test_the_folder_of_the_images_is_no_run_folder(tmp_path, capsys):
+    words = f"--outf {tmp_path} is --dataroot, the folder of the images; choose another --outf"
+    assert_refused(lambda: parse(tmp_path, "--dataroot", f"{tmp_path}/../{tmp_path.name}"), capsys, words)
+
+
 def test_resume_starts_a_run_where_there_is_none(tmp_path):
     options, checkpoint = parse(tmp_path / "new", "--resume", "--netG", "weights.pth")
     assert checkpoint is None
@@ -178,8 +183,8 @@ REFUSED += [
     ("--ngpu 1000", "--ngpu"),
     ("--ngpu 3", "--batchSize 128 cannot be shared evenly by 3 processes (--ngpu); use 126 or 129"),
     ("--ngpu 3 --batchSize 2", "--batchSize 2 cannot be shared evenly by 3 processes (--ngpu); use 3"),
-    (f"{SMALL} --ngf 16 --netG {{m}}/G.pth", "netG has --ngf 8, this run wants 16"),
-    (f"{SMALL} --imageSize 32 --netD {{m}}/D.pth", "netD has --imageSize 16, this run wants 32"),
+    (f"{SMALL} --ngf 16 --netG {{m}}/G.pth", "G.pth: its network has --ngf 8; give the same options"),
+    (f"{SMALL} --imageSize 32 --netD {{m}}/D.pth", "D.pth: its network has --imageSize 16; give the same options"),
     (f"{SMALL} --netG {{m}}/D.pth", "it holds a discriminator"),
     (f"{SMALL} --netD {{m}}/G.pth", "it holds a generator"),
     (f"{SMALL} --netG {{m}}/nan.pth", "not finite"),

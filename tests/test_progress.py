@@ -3,11 +3,9 @@
 from types import SimpleNamespace
 
 import pytest
-import torch
 from torch import nn
 
-from support import progress
-from support.progress import D_wins, bar_text, describe_length, epoch_summary, faster_precision
+from support.progress import D_wins, bar_text, describe_length, epoch_summary
 
 
 def rows_of(steps, D_G_z1, loss_G):
@@ -42,15 +40,6 @@ def test_the_bar_shows_losses_and_probabilities():
     means = {"loss_D": 1.25, "loss_D_real": 0.5, "loss_D_fake": 0.75, "loss_G": 2.0}
     means |= {"D_x": 0.6, "D_G_z1": 0.4, "D_G_z2": 0.3, "images_per_s": 9.0}
     assert bar_text(means) == "D 1.25 G 2.00 D(x) 0.60 D(G(z)) 0.40/0.30"
-
-
-@pytest.mark.parametrize(
-    ("has_bfloat16", "faster"), [(True, [None, "bf16"]), (False, ["fp32", None]), (None, [None, None])]
-)
-def test_the_faster_precision_of_a_cpu_is_known(monkeypatch, has_bfloat16, faster):
-    monkeypatch.setattr(progress, "cpu_has_bfloat16", lambda: has_bfloat16)
-    assert [faster_precision(precision, torch.device("cpu")) for precision in ("bf16", "fp32")] == faster
-    assert [faster_precision(precision, torch.device("cuda")) for precision in ("bf16", "fp32")] == [None, None]
 
 
 @pytest.mark.parametrize(

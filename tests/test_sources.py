@@ -72,6 +72,7 @@ def test_the_images_of_a_run_folder_are_left_out(tmp_path):
     for name in ("args.json", "log.csv", "checkpoint.pth"):
         (tmp_path / "in" / "out" / name).touch()
     assert contents(load_images("folder", tmp_path / "in", 16)) == expected_contents(paths)
+    assert_cannot_load(tmp_path / "in" / "out", "is a run folder", dataset="folder", dataroot=tmp_path / "in" / "out")
 
 
 @pytest.mark.parametrize("cache", ["none", None])
