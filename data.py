@@ -148,13 +148,14 @@ def check_same_images(images, checkpoint, outf):
     if before == now and not changed:
         return
     change = f"the run had {counted(before, 'image')}, now there are {now:,}"
+    way_out = "remove those that were added" if now > before else "restore those it had"
     if before == now:
         what = "names or sizes" if "files" in changed else "contents"
         change = f"the run had {counted(before, 'image')} of other {what}"
     elif data and not changed:
         raise UserError(f"--resume: {change} that can be read; repeat the run's --cache (none counts unreadable ones)")
     raise UserError(
-        f"--resume: {change}; restore those it had, or start a new run from its weights with --netG {outf}"
+        f"--resume: {change}; {way_out}, or start a new run from its weights with --netG {outf}"
         f" --netD {outf} and another --outf"
     )
 

@@ -80,7 +80,9 @@ def add_training_options(parser):
     add("--outf", type=expanduser, default="out", metavar="DIR", help=text)
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
-    text = "keep only the weights of the newest N saves; remove the run's older ones (default: 0, which keeps all)"
+    text = (
+        "keep only the weights of the newest N checkpoints; remove the run's older ones (default: 0, which keeps all)"
+    )
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
     text = "measure FID with N samples at each checkpoint; needs torchmetrics; off: 0"

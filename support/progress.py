@@ -6,6 +6,7 @@ import sys
 import torch
 
 from support.accelerator import cpu_has_bfloat16
+from support.cli import option_name
 from support.errors import counted
 
 ENOUGH_STEPS = 2000  # of a run; images are seldom good before
@@ -21,7 +22,7 @@ def describe(run, resumed):
     """Print the options of a dcgan.Run as resolved, its sizes, and notes on what may surprise."""
     args, trainer, device = run.args, run.trainer, run.trainer.device
     for name, value in vars(args).items():
-        print(f"  {name:12} {value}")
+        print(f"  {option_name(name):13} {value}")
     sizes = [f"{name} {sum(p.numel() for p in net.parameters()):,}" for name, net in trainer.networks().items()]
     print(f"{counted(len(run.images), 'image')}; device {device}; parameters: {', '.join(sizes[:2])}")
     if device.type == "cpu" and torch.accelerator.is_available():
@@ -53,15 +54,19 @@ def describe_length(run):
     kept = min(saves, args.keep or saves)
     tensors = [t for net in run.trainer.networks().values() for t in net.state_dict().values()]
     gigabytes = kept * sum(t.nbytes for t in tensors) / 1e9
-    whose = f"of {counted(saves, 'save')}" if kept == saves else f"of the newest {kept:,} of {saves:,} saves"
+    whose = (
+        f"of {counted(saves, 'checkpoint')}" if kept == saves else f"of the newest {kept:,} of {saves:,} checkpoints"
+    )
     print(f"{counted(steps, 'step')} in {counted(args.niter, 'epoch')}; weights {whose}: {gigabytes:,.2f} GB")
     if steps < 0.9 * ENOUGH_STEPS:  # the README's first run takes 1,884
         niter = math.ceil(ENOUGH_STEPS / run.steps_per_epoch)
         every = math.ceil(niter / 25)  # about as many saves as by default
         options = f"--niter {niter}" + (f" --save-every {every}" if every > 1 else "")
-        print(f"note: {steps:,} steps are few: a DCGAN needs about {ENOUGH_STEPS:,} or more, as with {options}")
+        print(
+            f"note: {steps:,} steps are few: a DCGAN needs about {ENOUGH_STEPS:,} or more, for example with {options}"
+        )
     if gigabytes > MUCH_GIGABYTES:
-        print("note: these weights take much space; --save-every N saves less often, --keep N keeps the newest N saves")
+        print("note: these weights take much space; --save-every N saves less often, --keep N keeps the newest N")
 
 
 def bar_text(means):

@@ -26,7 +26,7 @@ class RunFolder:
     """
 
     def __init__(self, path, keep=0):
-        """keep: the number of newest saves whose weights stay (0: all)."""
+        """keep: the number of newest checkpoints whose weights stay (0: all)."""
         self.path, self.keep, self.lock = Path(path), keep, None
         self.saved_epochs = []  # whose weights this run has written, and not removed
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"

@@ -206,7 +206,7 @@ def test_resumed_training_equals_unbroken_training(names, precision):
 def test_a_run_depends_on_the_seed_and_resumes_exactly(tmp_path, few_steps, capsys):
     one, two, plain = (tmp_path / name for name in ("one", "two", "plain"))
     assert run_dcgan(one, *few_steps, "--augment", "cutout,color") == 0
-    assert "  augment      color,cutout\n" in capsys.readouterr().out
+    assert "  --augment     color,cutout\n" in capsys.readouterr().out
     assert run_dcgan(two, *few_steps, "--augment", "color,cutout", "--niter", 1) == 0
     assert run_dcgan(two, "--resume", "--niter", 2) == 0
     assert_same_run(two, one)

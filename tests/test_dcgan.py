@@ -416,10 +416,10 @@ def test_without_a_cache_the_weights_are_the_same(tmp_path, first_epoch):
 def test_the_precision_may_change_when_a_run_resumes(tmp_path, few_steps, capsys):
     folder = tmp_path / "out"
     assert run_dcgan(folder, *few_steps, "--niter", 1) == 0
-    assert "precision    fp32" in capsys.readouterr().out
+    assert "--precision   fp32" in capsys.readouterr().out
     for options in (["--niter", 2, "--precision", "bf16"], ["--niter", 3]):  # it is kept
         assert run_dcgan(folder, "--resume", *options) == 0
-        assert "precision    bf16" in capsys.readouterr().out
+        assert "--precision   bf16" in capsys.readouterr().out
     assert checkpoint(folder)["steps"] == 9
 
 

@@ -45,13 +45,18 @@ def test_the_bar_shows_losses_and_probabilities():
 @pytest.mark.parametrize(
     ("niter", "steps_per_epoch", "options", "lines"),
     [
-        (25, 80, {}, ["2,000 steps in 25 epochs; weights of 25 saves: 0.10 GB"]),
-        (25, 1, {}, ["25 steps in 25 epochs; weights of 25 saves: 0.10 GB", "--niter 2000 --save-every 80"]),
-        (2, 469, {}, ["938 steps in 2 epochs; weights of 2 saves: 0.01 GB", "as with --niter 5"]),
-        (1, 9999, {}, ["9,999 steps in 1 epoch; weights of 1 save: 0.00 GB"]),
-        (2000, 9, {}, ["18,000 steps in 2,000 epochs; weights of 2,000 saves: 8.03 GB", "--keep N"]),
-        (2000, 9, {"save_every": 3}, ["18,000 steps in 2,000 epochs; weights of 667 saves: 2.68 GB"]),
-        (2000, 9, {"keep": 10}, ["18,000 steps in 2,000 epochs; weights of the newest 10 of 2,000 saves: 0.04 GB"]),
+        (25, 80, {}, ["2,000 steps in 25 epochs; weights of 25 checkpoints: 0.10 GB"]),
+        (25, 1, {}, ["25 steps in 25 epochs; weights of 25 checkpoints: 0.10 GB", "--niter 2000 --save-every 80"]),
+        (2, 469, {}, ["938 steps in 2 epochs; weights of 2 checkpoints: 0.01 GB", "for example with --niter 5"]),
+        (1, 9999, {}, ["9,999 steps in 1 epoch; weights of 1 checkpoint: 0.00 GB"]),
+        (2000, 9, {}, ["18,000 steps in 2,000 epochs; weights of 2,000 checkpoints: 8.03 GB", "--keep N"]),
+        (2000, 9, {"save_every": 3}, ["18,000 steps in 2,000 epochs; weights of 667 checkpoints: 2.68 GB"]),
+        (
+            2000,
+            9,
+            {"keep": 10},
+            ["18,000 steps in 2,000 epochs; weights of the newest 10 of 2,000 checkpoints: 0.04 GB"],
+        ),
     ],
 )
 def test_steps_and_size_are_told_and_what_helps_if_they_are_few_or_much(niter, steps_per_epoch, options, lines, capsys):
