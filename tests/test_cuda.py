@@ -178,7 +178,7 @@ def run(program, *options):
 
 def test_both_programs(tmp_path):
     sizes = ("--dataset", "fake", "--imageSize", "16", "--ngf", "8", "--ndf", "8", "--cache", tmp_path / "cache")
-    out, precision = tmp_path / "out", f"precision    {default_precision(torch.device('cuda'))}"
+    out, precision = tmp_path / "out", f"--precision   {default_precision(torch.device('cuda'))}"
     assert precision in run("dcgan.py", *sizes, "--cuda", "--niter", "2", "--outf", out)
     assert precision in run("dcgan.py", "--cuda", "--niter", "3", "--resume", "--outf", out)
     run("generate.py", "--cuda", "--load_path", out, "--outf", tmp_path / "generated")
