@@ -34,7 +34,7 @@ MAX_GRID_IMAGES = 64  # images that the grid shows at most
 
 
 def build_parser():
-    description = "Sample images from a trained DCGAN generator, walk between them, add and subtract them."
+    description = "Generate images with a trained DCGAN; walk between latent vectors, add and subtract them."
     parser = Parser(prog="generate.py", description=description)
     add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEED_COUNT)
     add(
