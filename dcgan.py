@@ -28,6 +28,7 @@ from data import EARLIER_READING, SOURCES, PreparedImages, absolute_folders, che
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
 from support import accelerator, distributed
 from support.cli import protect_output
+from support.contrast import contrast_of_data_set
 from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
@@ -117,7 +118,7 @@ def set_up(args, checkpoint):
     accelerator.tune_device(device)  # after decoding: from now on, freed memory is kept
 
     # Training state
-    trainer = Trainer(netG, netD, device, trainer_settings(args, device, len(images)))
+    trainer = Trainer(netG, netD, device, trainer_settings(args, device, images))
     if checkpoint:
         check_same_images(images, checkpoint, args.outf)
         restore(trainer, checkpoint, args)
@@ -205,7 +206,7 @@ def prepare_images(args, checkpoint):
     return images
 
 
-def trainer_settings(args, device, image_count):
+def trainer_settings(args, device, images):
     """Return the TrainerSettings of these options, with a warning if --compile is not possible."""
     rank, world_size = distributed.rank_and_world_size()
     reason = "not with --sync-bn" if args.sync_bn else accelerator.why_not_compile(device) if args.compile else None
@@ -213,7 +214,8 @@ def trainer_settings(args, device, image_count):
         print(f"warning: --compile is not possible here; continuing without it ({reason})", file=sys.stderr)
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
-    return TrainerSettings(**options, batch_size=min(args.batch_size, image_count) // world_size)
+    contrast = distributed.broadcast_object(contrast_of_data_set(images) if args.contrast and rank == 0 else 0)
+    return TrainerSettings(**options, batch_size=min(args.batch_size, len(images)) // world_size, contrast=contrast)
 
 
 def restore(trainer, checkpoint, args):
@@ -332,14 +334,22 @@ def save(run, with_weights, last):
     """
     args, trainer = run.args, run.trainer
     processes = 1 if args.sync_bn else run.world_size
-    trainer.set_batch_norm_statistics(min(128, args.batch_size // processes))  # as in training, but at most 128
+    contrast = trainer.prepare_sampling(min(128, args.batch_size // processes))  # as in training, but at most 128
     trainer.check_finite()
     state = checkpoint_of(run)
-    if run.rank == 0:
+    if run.rank > 0:
+        return
+    if contrast:
+        run.log.add_measurement("contrast", contrast / trainer.settings.contrast)
+    weights = samples = None
+    if with_weights:
+        netG = trainer.sampling_generator()
+        weights = {name: state[name] for name in trainer.networks()}
+        weights[trainer.sampled_network] = accelerator.copy_to_cpu(dict(netG.state_dict()))
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
-        samples = generate_images(trainer.sampling_generator, z) if with_weights else None
-        rows = [dict(row) for row in run.log.rows]
-        run.folder.in_background(run.folder.save, state, samples, rows, run.steps_per_epoch, last)
+        samples = generate_images(netG, z)
+    rows = [dict(row) for row in run.log.rows]
+    run.folder.in_background(run.folder.save, state, weights, samples, rows, run.steps_per_epoch, last)
 
 
 def checkpoint_of(run):
@@ -353,14 +363,14 @@ def checkpoint_of(run):
 
 def measure_fid(run, stopped=lambda: False):
     """Measure the FID of the generator for the log's last row, unless stopped(); keep the weights of the best."""
-    netG = run.trainer.sampling_generator
+    netG = run.trainer.sampling_generator()
     distance = run.fid_meter.distance(netG, stopped)
     if distance is None:
         return
     lowest = run.log.is_lowest(distance)
     if lowest:
         run.folder.save_weights("netG_best", accelerator.copy_to_cpu(dict(netG.state_dict())))
-    run.log.add_distance(distance)
+    run.log.add_measurement("fid", distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
     run.folder.in_background(run.folder.draw_or_warn, plot_losses, "losses.png", rows, run.steps_per_epoch)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from models import set_batch_norm_statistics
 from support.accelerator import CapturedStep, copy_to_cpu, fastest_layout, to_device
 from support.augmentation import Augmentation
+from support.contrast import find_factor, with_factor
 from support.cpu_convolutions import use_matmul_convolutions
 from support.distributed import all_gather_object, all_reduce_mean, average_gradients, rank_and_world_size
 from support.errors import UserError
@@ -107,6 +108,7 @@ class TrainerSettings:
     augment: str = "none"  # or names of support.augmentation.CHANGES, separated by commas
     sync_bn: bool = False  # batch norm over the batches of all processes
     compile: bool = False  # compile the networks with torch.compile
+    contrast: float = 0  # that of the training images, which samples are given as well; 0: samples stay as they are
     batch_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
 
 
@@ -131,6 +133,7 @@ class Trainer:
         self.optimizerD = torch.optim.Adam(self.netD.parameters(), **adam)
         self.noise = torch.Generator(device).manual_seed(settings.seed + self.rank)
         self.one_minus_decay = torch.zeros((), device=device)  # a tensor, for a CUDA graph to read
+        self.contrast_factor = 1.0  # of the generator that is sampled from, found at the last save
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
         self.compiled = compile_networks(self.netG, self.netD) if settings.compile else None
         self.captured_step = self.new_captured_step()
@@ -163,18 +166,31 @@ class Trainer:
             update_ema(self.netG_ema, self.netG, self.one_minus_decay)
         return torch.stack(result)
 
-    @property
-    def sampling_generator(self):
-        """The generator to sample from: the averaged one, or the plain one where there is no average."""
-        return self.netG if self.netG_ema is None else self.netG_ema
+    def prepare_sampling(self, batch_size):
+        """Measure, with about 1,024 fresh latents, what sampling needs and training does not.
 
-    def set_batch_norm_statistics(self, batch_size):
-        """Compute the generators' batch-norm statistics from about 1,024 fresh latents, in batches as in training."""
+        That is the generators' batch-norm statistics, in batches as in training, and the contrast factor. Returns the
+        contrast of images of `sampled_network`, or None without settings.contrast.
+        """
         noise = torch.Generator().manual_seed(self.steps)  # not the training noise, which must not change
         z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=noise).to(self.device)
         for name, net in self.networks().items():
             if name != "netD":
                 set_batch_norm_statistics(net, z)
+        if not self.settings.contrast:
+            return None
+        sampled = self.networks()[self.sampled_network]
+        self.contrast_factor, contrast = find_factor(sampled, z.flatten(0, 1), self.settings.contrast)
+        return contrast
+
+    @property
+    def sampled_network(self):
+        """The name of the generator to sample from: the averaged one, or the plain one where there is no average."""
+        return "netG" if self.netG_ema is None else "netG_ema"
+
+    def sampling_generator(self):
+        """Return a copy of `sampled_network` with the contrast factor."""
+        return with_factor(self.networks()[self.sampled_network], self.contrast_factor)
 
     def networks(self):
         """Return the networks by name: netG, netD, and netG_ema if there is one."""
@@ -191,7 +207,8 @@ class Trainer:
         """Return a copy of all that an exact resume needs, on the CPU. With several processes, all must call it."""
         parts = self.networks() | {"optimizerG": self.optimizerG, "optimizerD": self.optimizerD}
         state = {name: copy_to_cpu(dict(part.state_dict())) for name, part in parts.items()}
-        return state | {"noise": all_gather_object(self.noise.get_state()), "steps": self.steps}
+        state |= {"steps": self.steps, "contrast_factor": self.contrast_factor}
+        return state | {"noise": all_gather_object(self.noise.get_state())}
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned, on a device of any kind. Raises an exception if it does not fit."""
@@ -208,6 +225,7 @@ class Trainer:
                 group["capturable"] = False  # in a checkpoint of an earlier version it may be set
         self.captured_step = self.new_captured_step()  # what was captured holds the optimizers' old tensors
         self.steps = state["steps"]
+        self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
         noise = state["noise"]
         if len(noise) == self.world_size and noise[self.rank].shape == self.noise.get_state().shape:
             self.noise.set_state(noise[self.rank])

@@ -5,7 +5,8 @@ import math
 
 from support.files import write_atomically
 
-OPTIONAL = ("fid", "loss_D_real", "loss_D_fake")  # empty where not measured, and in logs of earlier versions
+MEASURED = ("fid", "contrast")  # at saves, where asked for
+OPTIONAL = (*MEASURED, "loss_D_real", "loss_D_fake")  # the last two are missing in logs of earlier versions
 
 
 class Log:
@@ -16,7 +17,7 @@ class Log:
 
     def __init__(self, path, means):
         self.path, self.rows, self.file = path, [], None
-        self.columns = ("epoch", "step", "images", *means, "images_per_s", "fid")
+        self.columns = ("epoch", "step", "images", *means, "images_per_s", *MEASURED)
 
     def open(self, steps=None):
         """Start an empty file; or, for a run that resumes after `steps` steps, keep the rows up to there."""
@@ -43,7 +44,7 @@ class Log:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
 
     def add_row(self, row):
-        """Append a row: all columns but "fid". Raises OSError."""
+        """Append a row: all columns but those of MEASURED. Raises OSError."""
         self.rows.append(row)
         try:
             print(self.as_line(row), file=self.file, flush=True)
@@ -60,9 +61,9 @@ class Log:
         """Return whether a Frechet distance is lower than all in the log."""
         return distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
 
-    def add_distance(self, distance):
-        """Add a Frechet distance to the last row."""
-        self.rows[-1]["fid"] = distance
+    def add_measurement(self, column, value):
+        """Add a value of a column of MEASURED to the last row."""
+        self.rows[-1][column] = value
         self.rewrite()
 
     def as_line(self, row):

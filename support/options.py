@@ -17,7 +17,7 @@ from support.run_folder import RunFolder
 # Options that a resumed run cannot change, and those that it keeps unless they are given again.
 FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
-KEPT = (*FIXED, "precision", "compile", "dataroot", "cache", "workers")
+KEPT = (*FIXED, "contrast", "precision", "compile", "dataroot", "cache", "workers")
 KEPT += ("niter", "save_every", "keep", "log_every", "fid")
 
 
@@ -62,6 +62,8 @@ def add_training_options(parser):
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
     augment = f"change what D sees, for few images: color, translation, cutout, or several as A,B {default}"
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
+    text = "sample with the contrast of the training images, which G itself may lose (default: yes)"
+    add("--contrast", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**32), metavar="N", help="seed (default: random)")
 
     add = parser.add_argument_group("device").add_argument

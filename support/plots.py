@@ -20,6 +20,10 @@ CURVES = (  # subplot, column of the log, colour, legend
     (1, "D_G_z1", "tab:red", "D(G(z)) before D's update"),
     (1, "D_G_z2", "tab:purple", "D(G(z)) after D's update"),
 )
+MEASURED = (  # at saves: column of the log, colour, label
+    ("fid", "tab:brown", "Fréchet distance"),
+    ("contrast", "tab:gray", "contrast of samples,\nas trained / of images"),
+)
 
 
 def to_pil(image):
@@ -60,17 +64,23 @@ def images_per_grid(image_size):
 
 
 def plot_losses(path, rows, steps_per_epoch):
-    """Draw the losses, D(x), D(G(z)) and Frechet distances in the rows of a log over the epochs, as a PNG file."""
+    """Draw the losses, D(x), D(G(z)) and what was measured at saves, over the epochs, as a PNG file.
+
+    rows: those of a log.
+    """
     # Not pyplot: it would load the backend that the environment names, which may be missing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measured = [(row["step"] / steps_per_epoch, row["fid"]) for row in rows if "fid" in row]
-    figure = Figure(figsize=(12, 10 if measured else 7), layout="constrained")
-    axes = figure.subplots(3 if measured else 2, sharex=True)
-    if measured:
-        axes[2].plot(*zip(*measured, strict=True), color="tab:brown", marker="o", label="Fréchet distance")
-        axes[2].set(ylabel="Fréchet distance", ylim=(0, 1.25 * max(distance for _, distance in measured)))
+    measured = [entry for entry in MEASURED if any(entry[0] in row for row in rows)]
+    figure = Figure(figsize=(12, 7 + 2.5 * len(measured)), layout="constrained")
+    axes = figure.subplots(2 + len(measured), sharex=True)
+    for axis, (column, colour, label) in zip(axes[2:], measured, strict=True):
+        epochs, values = zip(
+            *((row["step"] / steps_per_epoch, row[column]) for row in rows if column in row), strict=True
+        )
+        axis.plot(epochs, values, color=colour, marker=".", label=label.replace("\n", " "))
+        axis.set(ylabel=label, ylim=(0, 1.25 * max(1, *values)))
     for i, column, colour, label in CURVES:
         draw_curve(axes[i], [row for row in rows if column in row], column, steps_per_epoch, color=colour, label=label)
     axes[0].set(ylabel="binary cross-entropy (nats)", ylim=(0, None))

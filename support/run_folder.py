@@ -98,33 +98,33 @@ class RunFolder:
         write_atomically(self.newest, lambda file: torch.save(state, file), keep=keep)
         self.newest_is_intact = True
 
-    def save(self, state, samples, rows, steps_per_epoch, last):
-        """Write the checkpoint `state` and plot the log's `rows`; with `samples`, also an epoch's weights and grid.
+    def save(self, state, weights, samples, rows, steps_per_epoch, last):
+        """Write the checkpoint `state` and plot the log's `rows`; with `weights`, also an epoch's weights and grid.
 
-        samples: uint8 images (N, nc, s, s), or None. last: plot even if that was done less than PLOT_SECONDS ago. (A
-        plot takes half a second of Python, in which training often waits for the interpreter.)
+        weights: {name: state dict} of the networks, or None. samples: uint8 images (N, nc, s, s), or None. last: plot
+        even if that was done less than PLOT_SECONDS ago. (A plot takes half a second of Python, in which training often
+        waits for the interpreter.)
         """
-        names = [name for name in ("netG", "netD", "netG_ema") if name in state]
-        if samples is not None:
+        if weights:
             epoch = state["epoch"] - (state["step"] == 0)
-            for name in names:
-                self.save_weights(f"{name}_epoch_{epoch}", state[name])
+            for name in weights:
+                self.save_weights(f"{name}_epoch_{epoch}", weights[name])
             self.saved_epochs = [*(e for e in self.saved_epochs if e != epoch), epoch]
             self.draw_or_warn(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
         self.save_checkpoint(state | {"saved_epochs": list(self.saved_epochs)})
-        self.remove_old_weights(names)
+        self.remove_old_weights()
         if last or time.monotonic() - self.plotted > PLOT_SECONDS:
             self.draw_or_warn(plot_losses, "losses.png", rows, steps_per_epoch)
             self.plotted = time.monotonic()
 
-    def remove_old_weights(self, names):
+    def remove_old_weights(self):
         """Remove the networks' weights of all but the newest `keep` saves of this run.
 
         If a run is killed before this, too many files remain, but the checkpoint names them: a later save removes them.
         """
         for epoch in self.saved_epochs[: -self.keep] if self.keep else ():
             with contextlib.suppress(OSError):  # on Windows, another program may have it open
-                for name in names:
+                for name in ("netG", "netD", "netG_ema"):
                     (self.path / f"{name}_epoch_{epoch}.pth").unlink(missing_ok=True)
                 self.saved_epochs.remove(epoch)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from support.contrast import with_factor
 from support.errors import UserError
 from support.matching import Mismatch, best_match, state_dicts
 
@@ -23,7 +24,8 @@ PROGRAMS = {  # a file in the archive, and what that is the archive of
 def load_network(kind, other, path, average):
     """Return a network of the class `kind` with the weights of a file, a checkpoint or a run folder.
 
-    other: the other network's class, to recognise a mix-up. average: prefer the averaged weights to the plain ones.
+    other: the other network's class, to recognise a mix-up. average: prefer the averaged weights to the plain ones, and
+    give those of a checkpoint its contrast factor.
     Prints what it has to assume about the network of another program. Raises UserError.
     """
     path, name = Path(path), kind.__name__.lower()
@@ -41,6 +43,8 @@ def load_network(kind, other, path, average):
     if foreign:
         check_settings(tree, net, path)
     net.float().eval()
+    if average and isinstance(tree, dict) and isinstance(factor := tree.get("contrast_factor"), float):
+        net = with_factor(net, factor)  # a checkpoint keeps the weights as they are trained
     bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {bad[0]} has values that are not finite, since its run diverged; use an earlier file")

@@ -112,7 +112,7 @@ def addresses(device):
     for _ in range(WARM_UP + 2):
         run.step(batch)
     before = [weight.data_ptr() for net in run.networks().values() for weight in net.parameters()]
-    run.set_batch_norm_statistics(16)
+    run.prepare_sampling(16)
     state = run.state_dict()
     assert before == [weight.data_ptr() for net in run.networks().values() for weight in net.parameters()]
     after, twin = run.step(batch), trainer(device, small=True, batch_size=16)

@@ -35,7 +35,7 @@ IMAGES, BATCH, EPOCHS = 1000, 16, 3  # of RUN: 63 steps an epoch, the last with 
 SMALL = "--dataset fake --imageSize 16 --nz 10 --ngf 8 --ndf 8"
 RUN = f"{SMALL} --workers 0 --log-every 20 --manualSeed 3 --batchSize {BATCH} --niter {EPOCHS}".split()
 FOLDER = SMALL.replace("fake", "folder").split()
-EXACT = ("netG", "netD", "netG_ema", "optimizerG", "optimizerD", "noise", "steps", "epoch", "step")
+EXACT = ("netG", "netD", "netG_ema", "optimizerG", "optimizerD", "noise", "steps", "epoch", "step", "contrast_factor")
 NZ, SIZE = 10, 16  # of `networks`
 
 

@@ -9,15 +9,16 @@ from support.log import Log
 from training import StepResult
 
 COLUMNS = ["epoch", "step", "images", "loss_D", "loss_D_real", "loss_D_fake", "loss_G", "D_x", "D_G_z1", "D_G_z2"]
-COLUMNS += ["images_per_s", "fid"]
-EARLIER = [name for name in COLUMNS if name not in ("loss_D_real", "loss_D_fake")]
+COLUMNS += ["images_per_s", "fid", "contrast"]
+MEANS = COLUMNS[:-2]
+EARLIER = [name for name in COLUMNS if name not in ("loss_D_real", "loss_D_fake", "contrast")]
 
 
 def new_log(path):
     return Log(path, StepResult._fields)
 
 
-def row_at(step, columns=COLUMNS[:-1]):
+def row_at(step, columns=MEANS):
     """Return a row with another number in each column."""
     return {name: 0.25 + i + step for i, name in enumerate(columns)} | {"epoch": step // 4, "step": step, "images": 8}
 
@@ -46,7 +47,8 @@ def test_each_row_is_in_the_file_at_once(log):
 
 
 def test_a_resumed_log_keeps_the_rows_up_to_its_checkpoint(log):
-    log.add_distance(17.5)  # of step 3
+    log.add_measurement("fid", 17.5)  # of step 3
+    log.add_measurement("contrast", 0.75)
     log.add_row(row_at(4))
     for steps, kept in ((9, 4), (3, 3), (2, 2), (0, 0)):
         again = new_log(log.path)
@@ -67,7 +69,7 @@ def test_a_new_log_replaces_one_that_is_there(log):
 def test_every_digit_is_kept(tmp_path):
     log = new_log(tmp_path / "log.csv")
     log.open()
-    row = dict.fromkeys(COLUMNS[:-1], 0.25) | {"epoch": 24, "step": 1_234_567, "images": 5_064_975}
+    row = dict.fromkeys(MEANS, 0.25) | {"epoch": 24, "step": 1_234_567, "images": 5_064_975}
     log.add_row(row)
     text = log.path.read_text()
     assert "\n24,1234567,5064975,0.25," in text
@@ -90,7 +92,7 @@ def test_a_row_that_a_kill_cut_off_is_left_out(log, cut):
 
 @pytest.mark.parametrize("distances", [False, True])
 def test_logs_of_earlier_versions_keep_every_row(tmp_path, distances):
-    """They have no loss_D_real and loss_D_fake; the oldest ones have no fid either."""
+    """They have no contrast, loss_D_real and loss_D_fake; the oldest ones have no fid either."""
     columns = EARLIER if distances else EARLIER[:-1]
     rows = [row_at(step, EARLIER[:-1]) | ({"fid": 3.5} if distances and step == 2 else {}) for step in (1, 2, 3)]
     lines = [",".join(columns), *(",".join(str(row.get(name, "")) for name in columns) for row in rows)]
@@ -115,11 +117,11 @@ def test_a_closed_log_leaves_no_open_file(log):
 
 def test_distances_belong_to_the_last_row_and_the_lowest_is_known(log):
     assert log.is_lowest(1e9)  # none was measured
-    log.add_distance(20.0)
+    log.add_measurement("fid", 20.0)
     log.add_row(row_at(4))
     assert not log.is_lowest(20.0)
     assert log.is_lowest(19.5)
-    log.add_distance(19.5)
+    log.add_measurement("fid", 19.5)
     assert [row["fid"] for row in read(log.path)] == ["", "", "20", "19.5"]
     again = new_log(log.path)
     again.open(4)

@@ -115,6 +115,17 @@ def test_frechet_distances_get_a_subplot_of_their_own(tmp_path, figures):
     assert figures[0].axes[2].get_ylim()[0] == 0
 
 
+def test_contrasts_get_a_subplot_of_their_own(tmp_path, figures):
+    rows = [row_of(step, columns_without(), 90.0 if step == 200 else None) for step in (100, 200, 300)]
+    rows[1]["contrast"], rows[2]["contrast"] = 1.5, 0.75
+    plot_losses(tmp_path / "losses.png", rows, 200)
+    labelled, _ = curves_of(figures[0])
+    assert len(figures[0].axes) == 4
+    ((subplot, x, y),) = [curve for label, curve in labelled.items() if "contrast" in label]
+    assert (subplot, x.tolist(), y.tolist()) == (3, [1.0, 1.5], [1.5, 0.75])
+    assert figures[0].axes[3].get_ylim()[0] == 0
+
+
 @pytest.mark.parametrize("new_rows", [0, 4])
 def test_logs_of_earlier_versions_are_drawn_without_the_columns_they_lack(tmp_path, figures, new_rows):
     """The same for a run that an earlier version began: the curve begins where the column does."""

@@ -307,7 +307,7 @@ def test_weights_that_an_earlier_version_saved_stay(tmp_path, few_steps):
 
 
 def test_weights_that_cannot_be_removed_are_removed_later(tmp_path, monkeypatch):
-    folder, state = RunFolder(tmp_path, keep=1), STATE | {"netG": {}, "netD": {}, "step": 0}
+    folder, state = RunFolder(tmp_path, keep=1), STATE | {"step": 0}
 
     def is_open(*_, **__):
         raise PermissionError(errno.EACCES, "it is open in another program")
@@ -317,7 +317,14 @@ def test_weights_that_cannot_be_removed_are_removed_later(tmp_path, monkeypatch)
         with monkeypatch.context() as patch:
             if epoch == 2:
                 patch.setattr(type(tmp_path), "unlink", is_open)
-            folder.save(state | {"epoch": epoch}, [torch.zeros(3, 4, 4, dtype=torch.uint8)], [], 1, last=False)
+            folder.save(
+                state | {"epoch": epoch},
+                {"netG": {}, "netD": {}},
+                [torch.zeros(3, 4, 4, dtype=torch.uint8)],
+                [],
+                1,
+                last=False,
+            )
         left = [int(path.stem.split("_")[-1]) for path in sorted(tmp_path.glob("netG_epoch_*"))]
         assert left == ([0], [0, 1], [2])[epoch - 1]
     assert read_file(tmp_path / "checkpoint.pth")["saved_epochs"] == [0, 1, 2]
@@ -332,7 +339,7 @@ def test_losses_are_plotted_at_the_end_and_at_most_every_30_seconds_before_it(tm
     monkeypatch.setattr(support.run_folder.time, "monotonic", lambda: now)
     for seconds, last in ((0, False), (29, False), (31, False), (32, True)):
         now = 1e6 + seconds
-        folder.save(STATE | {"epoch": 1, "step": 5}, None, [seconds], 63, last)
+        folder.save(STATE | {"epoch": 1, "step": 5}, None, None, [seconds], 63, last)
     assert plotted == [[0], [31], [32]]
 
 

@@ -195,12 +195,12 @@ def test_average_does_not_change_the_training():
     for trainer in trainers:
         for batch in random_batches(4):
             trainer.step(batch)
-        trainer.set_batch_norm_statistics(BATCH)
+        trainer.prepare_sampling(BATCH)
     without, with_average = (trainer.state_dict() for trainer in trainers)
     assert "netG_ema" not in without
     assert with_average.pop("netG_ema").keys() == without["netG"].keys()
     assert_same(with_average, without)
-    assert [trainer.sampling_generator for trainer in trainers] == [trainers[0].netG, trainers[1].netG_ema]
+    assert [trainer.sampled_network for trainer in trainers] == ["netG", "netG_ema"]
 
 
 def test_refreshed_statistics_do_not_change_the_training():
@@ -208,7 +208,7 @@ def test_refreshed_statistics_do_not_change_the_training():
     for batch in random_batches(2):
         trainer.step(batch), twin.step(batch)
     random_state = torch.get_rng_state()
-    trainer.set_batch_norm_statistics(BATCH)
+    trainer.prepare_sampling(BATCH)
     assert torch.equal(torch.get_rng_state(), random_state)
     for _ in range(2):  # at once, and after two more steps
         ours, others = (tensors_of(t.state_dict()) for t in (trainer, twin))
@@ -249,7 +249,7 @@ def test_a_state_is_a_copy():
     state = trainer.state_dict()
     before = copy.deepcopy(state)
     trainer.step(random_batches(1)[0])
-    trainer.set_batch_norm_statistics(BATCH)
+    trainer.prepare_sampling(BATCH)
     assert_same(state, before)
     later = trainer.state_dict()
     for part in ("netG", "netD", "netG_ema", "optimizerG", "optimizerD", "noise", "steps"):

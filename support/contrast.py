@@ -1,0 +1,56 @@
+"""The contrast of images, which D cannot see: measured, and given to the generator that is sampled from.
+
+When all generated images lose contrast, D's logits hardly change: its convolutions have no bias, LeakyReLU is
+homogeneous, and batch norm, which sees real and generated images apart, takes out the scale that is left. So nothing
+holds G's contrast, and in long runs it drifts. docs/contrast.md shows it.
+"""
+
+import copy
+import itertools
+
+import torch
+
+SAMPLES, BATCH = 1024, 128  # real images that are measured
+LARGEST_FACTOR = 8.0
+HALVINGS = 16  # of the range of factors: to 0.01%
+
+
+def contrast(images):
+    """Return the mean, over images (N, nc, s, s) in [-1, 1], of the standard deviation of an image's values."""
+    return images.flatten(1).std(1).mean()
+
+
+def thin_out(images):
+    """Return every n-th row and column of large images: 64 to 127 of each, enough to measure contrast."""
+    n = max(1, images.shape[-1] // 64)
+    return images[..., ::n, ::n]
+
+
+def contrast_of_data_set(images):
+    """Return the contrast of the first 1,024 of a PreparedImages, in a fixed random order."""
+    batches = itertools.islice(images.batches(BATCH, seed=0, epoch=0), SAMPLES // BATCH)
+    return contrast(torch.cat([thin_out(batch) for batch in batches]).float() / 127.5 - 1).item()
+
+
+@torch.no_grad()
+def find_factor(netG, z, wanted):
+    """Return (the factor for `with_factor` that gives the images of z, (N, nz), the contrast `wanted`, theirs now).
+
+    The factor is at least 1 and at most LARGEST_FACTOR: contrast is raised, never lowered.
+    """
+    netG = copy.deepcopy(netG).eval()
+    before_tanh = torch.cat([thin_out(netG.main[:-1](part[:, :, None, None])) for part in z.split(64)])
+    now = contrast(before_tanh.tanh()).item()
+    low, high = 1.0, LARGEST_FACTOR if now < wanted else 1.0
+    for _ in range(HALVINGS if high > low else 0):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if contrast((before_tanh * middle).tanh()) < wanted else (low, middle)
+    return (low * high) ** 0.5, now
+
+
+@torch.no_grad()
+def with_factor(netG, factor):
+    """Return a copy of a generator with its values before the last tanh multiplied by `factor`."""
+    netG = copy.deepcopy(netG)
+    netG.main[-2].weight.mul_(factor)
+    return netG
