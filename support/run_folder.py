@@ -161,8 +161,10 @@ class RunFolder:
         self.task = self.thread.submit(function, *arguments)
 
     def close(self):
-        """Wait for the thread, whatever becomes of its task, and end it."""
+        """Wait for the thread, whatever becomes of its task, and end it; release the lock."""
         self.thread.shutdown()
+        if self.lock:
+            self.lock.release()
 
     def wait(self):
         """Wait until all is written. Raises what the last task raised, once."""

@@ -47,6 +47,16 @@ def test_two_runs_cannot_share_a_folder(tmp_path, few_steps, capsys):
     assert run_dcgan(tmp_path / "out", *few_steps) == 0
 
 
+def test_a_closed_folder_is_free_for_the_next_run(tmp_path):
+    """In the same process as well, where the first RunFolder may still be referred to."""
+    folder = RunFolder(tmp_path / "out")
+    folder.open()
+    with pytest.raises(UserError, match="another run is writing there"):
+        RunFolder(tmp_path / "out").open()
+    folder.close()
+    RunFolder(tmp_path / "out").open()
+
+
 def test_a_run_that_waited_does_not_overwrite_the_one_before_it(tmp_path, unbroken):
     folder = shutil.copytree(unbroken, tmp_path / "out")
     before = hashes(folder)
