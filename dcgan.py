@@ -32,12 +32,13 @@ from support.contrast import contrast_of_data_set
 from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
-from support.options import KEPT, build_parser, option_name, parse_options
+from support.options import KEPT, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, plot_losses, save_grid
 from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
 from support.run_folder import RunFolder
 from support.signals import StopSignal
+from support.weights import check_same_sizes
 from training import StepAverages, StepResult, Trainer, TrainerSettings
 
 
@@ -136,10 +137,6 @@ def set_up(args, checkpoint):
     open_folder(run, checkpoint)
     if rank == 0:
         describe(run, resumed=checkpoint is not None)
-        for note in images.notes:
-            print(f"note: {note}")
-        if images.path:
-            print(f"prepared images: {images.path}")
     warn_skipped(run)
     return run
 
@@ -165,18 +162,6 @@ def build_networks(args):
     for net in (netG, netD):
         net.load_state_dict(distributed.broadcast_object(net.state_dict()))
     return netG, netD
-
-
-def check_same_sizes(wanted, loaded, option, path):
-    """Raise UserError if the sizes of a network that was loaded from `path` differ from those of this run."""
-    sizes = [size for size in ("nz", "ngf", "ndf", "nc", "image_size") if hasattr(wanted, size)]
-    has = [
-        f"{option_name(size)} {getattr(loaded, size)}"
-        for size in sizes
-        if getattr(loaded, size) != getattr(wanted, size)
-    ]
-    if has:
-        raise UserError(f"{option} {path}: its network has {' '.join(has)}; give the same options")
 
 
 def prepare_images(args, checkpoint):
@@ -215,7 +200,7 @@ def trainer_settings(args, device, images):
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
     contrast = distributed.broadcast_object(contrast_of_data_set(images) if args.contrast and rank == 0 else 0)
-    return TrainerSettings(**options, batch_size=min(args.batch_size, len(images)) // world_size, contrast=contrast)
+    return TrainerSettings(**options, shard_size=min(args.batch_size, len(images)) // world_size, contrast=contrast)
 
 
 def restore(trainer, checkpoint, args):
@@ -357,6 +342,7 @@ def checkpoint_of(run):
     options = {name: getattr(run.args, name) for name in KEPT} | absolute_folders(run.args)
     options["fid"] = run.args.fid or run.fid_samples
     position = {"epoch": run.epoch, "step": run.step}
+    # Keys of earlier versions stay: "pictures" is the number of images.
     images = {"pictures": len(run.images), "data": run.images.identity, "reading": run.images.reading}
     return run.trainer.state_dict() | position | images | {"options": options}
 

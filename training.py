@@ -109,11 +109,11 @@ class TrainerSettings:
     sync_bn: bool = False  # batch norm over the batches of all processes
     compile: bool = False  # compile the networks with torch.compile
     contrast: float = 0  # that of the training images, which samples are given as well; 0: samples stay as they are
-    batch_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
+    shard_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
 
 
 class Trainer:
-    """Both networks, the averaged generator, both optimizers and the noise, on one device: all that a step changes.
+    """All that a step changes, on one device: the networks, the averaged generator, optimizers and random numbers.
 
     With several processes, each has a Trainer, takes its shard of every batch, and ends up with the same weights.
     """
@@ -131,7 +131,7 @@ class Trainer:
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": True}
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **adam)
         self.optimizerD = torch.optim.Adam(self.netD.parameters(), **adam)
-        self.noise = torch.Generator(device).manual_seed(settings.seed + self.rank)
+        self.rng = torch.Generator(device).manual_seed(settings.seed + self.rank)
         self.one_minus_decay = torch.zeros((), device=device)  # a tensor, for a CUDA graph to read
         self.contrast_factor = 1.0  # of the generator that is sampled from, found at the last save
         self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bf16")
@@ -146,7 +146,7 @@ class Trainer:
         """Take one step with a batch, uint8 (N, nc, s, s); return its StepResult as a tensor (7,) on the device."""
         self.one_minus_decay.fill_(1 - min(self.settings.ema, (1 + self.steps) / (10 + self.steps)))
         batch = to_device(batch, self.device)
-        full = len(batch) == self.settings.batch_size
+        full = len(batch) == self.settings.shard_size
         result = self.captured_step(batch) if full and self.captured_step else self.eager_step(batch)
         self.steps += 1
         return result
@@ -155,12 +155,12 @@ class Trainer:
         """Take one step without a CUDA graph, with a batch on the device; return what `step` does."""
         real = batch.contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [0, 255] to [-1, 1]
         if self.settings.flip:
-            mirrored = torch.rand(len(batch), 1, 1, 1, device=self.device, generator=self.noise) < 0.5
+            mirrored = torch.rand(len(batch), 1, 1, 1, device=self.device, generator=self.rng) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
-        z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.noise)
-        full = len(batch) == self.settings.batch_size
+        z = torch.randn(len(batch), self.netG.nz, device=self.device, generator=self.rng)
+        full = len(batch) == self.settings.shard_size
         nets = self.compiled if self.compiled and full else (self.netG, self.netD)
-        augment = Augmentation(self.settings.augment, self.noise)
+        augment = Augmentation(self.settings.augment, self.rng)
         result = train_step(*nets, self.optimizerG, self.optimizerD, real, z, self.autocast, augment)
         if self.netG_ema is not None:
             update_ema(self.netG_ema, self.netG, self.one_minus_decay)
@@ -172,8 +172,8 @@ class Trainer:
         That is the generators' batch-norm statistics, in batches as in training, and the contrast factor. Returns the
         contrast of images of `sampled_network`, or None without settings.contrast.
         """
-        noise = torch.Generator().manual_seed(self.steps)  # not the training noise, which must not change
-        z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=noise).to(self.device)
+        rng = torch.Generator().manual_seed(self.steps)  # not self.rng, which must not change
+        z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=rng).to(self.device)
         for name, net in self.networks().items():
             if name != "netD":
                 set_batch_norm_statistics(net, z)
@@ -208,7 +208,7 @@ class Trainer:
         parts = self.networks() | {"optimizerG": self.optimizerG, "optimizerD": self.optimizerD}
         state = {name: copy_to_cpu(dict(part.state_dict())) for name, part in parts.items()}
         state |= {"steps": self.steps, "contrast_factor": self.contrast_factor}
-        return state | {"noise": all_gather_object(self.noise.get_state())}
+        return state | {"noise": all_gather_object(self.rng.get_state())}
 
     def load_state_dict(self, state):
         """Load what `state_dict` returned, on a device of any kind. Raises an exception if it does not fit."""
@@ -226,11 +226,11 @@ class Trainer:
         self.captured_step = self.new_captured_step()  # what was captured holds the optimizers' old tensors
         self.steps = state["steps"]
         self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
-        noise = state["noise"]
-        if len(noise) == self.world_size and noise[self.rank].shape == self.noise.get_state().shape:
-            self.noise.set_state(noise[self.rank])
+        states = state["noise"]
+        if len(states) == self.world_size and states[self.rank].shape == self.rng.get_state().shape:
+            self.rng.set_state(states[self.rank])
         else:  # saved on another kind of device, or by another number of processes
-            self.noise.manual_seed(self.noise.initial_seed() + self.steps)
+            self.rng.manual_seed(self.rng.initial_seed() + self.steps)
 
 
 def compile_networks(netG, netD):

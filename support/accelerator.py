@@ -140,10 +140,10 @@ class CapturedStep:
 
     def capture(self, batch):
         trainer, graph = self.trainer, torch.cuda.CUDAGraph()
-        stream, noise = torch.cuda.current_stream(), trainer.noise.get_state()
+        stream, rng_state = torch.cuda.current_stream(), trainer.rng.get_state()
         # From PyTorch 2.14 on, a capture registers every generator that it uses.
         if torch.__version__ < (2, 14) and hasattr(graph, "register_generator_state"):
-            graph.register_generator_state(trainer.noise)
+            graph.register_generator_state(trainer.rng)
         self.batch = torch.empty_like(batch, device=trainer.device)
         self.set_capturable(True)
         try:
@@ -153,8 +153,8 @@ class CapturedStep:
         except RuntimeError as error:
             # Before PyTorch 2.14, a failed capture leaves its stream current and the generator in capturing state.
             torch.cuda.set_stream(stream)
-            trainer.noise = torch.Generator(trainer.device)
-            trainer.noise.set_state(noise)
+            trainer.rng = torch.Generator(trainer.device)
+            trainer.rng.set_state(rng_state)
             if is_out_of_memory(error):
                 raise
             self.can_capture = False

@@ -12,20 +12,20 @@ import torch
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Changes images at random. Each call draws new parameters from `noise`, a generator on the images' device."""
+    """Changes images at random. Each call draws new parameters from `rng`, a generator on the images' device."""
 
     names: str = "none"  # or names of CHANGES, separated by commas
-    noise: torch.Generator | None = None
+    rng: torch.Generator | None = None
 
     def __call__(self, images):
         for name, (draw, change) in CHANGES.items():
             if name in self.names.split(","):
-                images = change(images, draw(images, self.noise))
+                images = change(images, draw(images, self.rng))
         return images
 
 
-def draw_color(images, noise):
-    u = torch.rand(len(images), 3, device=images.device, generator=noise)
+def draw_color(images, rng):
+    u = torch.rand(len(images), 3, device=images.device, generator=rng)
     return torch.stack([u[:, 0] - 0.5, u[:, 1] * 2, u[:, 2] + 0.5], 1)
 
 
@@ -42,9 +42,9 @@ def change_color(images, amounts):
     return contrast * saturation * images + (contrast * (1 - saturation) * grey + (1 - contrast) * mean + brightness)
 
 
-def draw_translation(images, noise):
+def draw_translation(images, rng):
     most = images.shape[2] // 8
-    return torch.randint(-most, most + 1, (len(images), 2), device=images.device, generator=noise)
+    return torch.randint(-most, most + 1, (len(images), 2), device=images.device, generator=rng)
 
 
 def translate(images, shifts):
@@ -60,10 +60,10 @@ def translate(images, shifts):
     return moved * (rows[:, None, :, None] & columns[:, None, None, :])
 
 
-def draw_cutout(images, noise):
+def draw_cutout(images, rng):
     size = images.shape[2]
     low, high = -(size // 4), size - size // 4  # its centre is anywhere in the image
-    return torch.randint(low, high + 1, (len(images), 2), device=images.device, generator=noise)
+    return torch.randint(low, high + 1, (len(images), 2), device=images.device, generator=rng)
 
 
 def cut_out(images, corners):

@@ -45,6 +45,10 @@ def describe(run, resumed):
         print(f"nothing to do: {args.outf} has its {counted(run.epoch, 'epoch')}; a larger --niter continues it")
     elif resumed:
         print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
+    for note in run.images.notes:
+        print(f"note: {note}")
+    if run.images.path:
+        print(f"prepared images: {run.images.path}")
 
 
 def describe_length(run):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from support.cli import option_name
 from support.contrast import with_factor
 from support.errors import UserError
 from support.matching import Mismatch, best_match, state_dicts
@@ -65,6 +66,15 @@ def check_settings(tree, net, path):
                         f"{path}: its settings say {name} {settings[name]}, but its shapes {found}, with the paper's"
                         " strides, padding and inputs; if the shapes are right, save the state_dict() alone"
                     )
+
+
+def check_same_sizes(wanted, loaded, option, path):
+    """Raise UserError if the sizes of a network that was loaded from `path` differ from those of this run."""
+    names = ("nz", "ngf", "ndf", "nc", "image_size")
+    different = [name for name in names if getattr(loaded, name, None) != getattr(wanted, name, None)]
+    if different:
+        has = " ".join(f"{option_name(name)} {getattr(loaded, name)}" for name in different)
+        raise UserError(f"{option} {path}: its network has {has}; give the same options")
 
 
 def newest_weights(folder, role, average):

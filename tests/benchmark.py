@@ -133,7 +133,7 @@ def reference_transform(device, folder):
 def trainer_on(device, precision, compiled):
     tune_device(device)
     world_size = init_distributed()[1]
-    settings = TrainerSettings(precision=precision, compile=compiled, batch_size=BATCH // world_size)
+    settings = TrainerSettings(precision=precision, compile=compiled, shard_size=BATCH // world_size)
     torch.manual_seed(0)
     return Trainer(Generator(), Discriminator(), device, settings)
 

@@ -37,7 +37,7 @@ def trainer(device, batch_size=128, precision="bf16", small=False, **settings):
     torch.manual_seed(0)
     netG = Generator(**SMALL) if small else Generator()
     netD = Discriminator(ndf=8, image_size=16) if small else Discriminator()
-    return Trainer(netG, netD, device, TrainerSettings(precision=precision, batch_size=batch_size, **settings))
+    return Trainer(netG, netD, device, TrainerSettings(precision=precision, shard_size=batch_size, **settings))
 
 
 def random_batch(run, size):
@@ -135,7 +135,7 @@ def failing_capture(device):
     for _ in range(WARM_UP + 4):
         run.step(batch), plain.step(batch)
     assert run.captured_step.graph is None
-    assert torch.equal(run.noise.get_state(), plain.noise.get_state())
+    assert torch.equal(run.rng.get_state(), plain.rng.get_state())
     print(f"largest difference of weights: {(weights_of(run) - weights_of(plain)).abs().max():.2g}")
 
 

@@ -243,7 +243,7 @@ class Cuda:
         self.train_step = training_module.train_step
         monkeypatch.setattr(training_module, "train_step", self.step)
         monkeypatch.setattr(Trainer, "new_captured_step", lambda trainer: CapturedStep(trainer))
-        self.trainer = small_trainer(batch_size=BATCH, **RANDOM)
+        self.trainer = small_trainer(shard_size=BATCH, **RANDOM)
 
     def step(self, *arguments):
         for optimizer in (self.trainer.optimizerG, self.trainer.optimizerD):
@@ -278,16 +278,16 @@ class Cuda:
         optimizers, before = (trainer.optimizerG, trainer.optimizerD), self.current
         tensors = [t for net in trainer.networks().values() for t in net.state_dict().values()]
         tensors += [t for optimizer in optimizers for state in optimizer.state.values() for t in state.values()]
-        values, noise = [t.clone() for t in tensors], trainer.noise.get_state()
+        values, noise = [t.clone() for t in tensors], trainer.rng.get_state()
         self.current, stream.capturing = stream, True
         try:
             self.fail_if("begins")
             yield
             self.fail_if("ends")
-            trainer.noise.set_state(noise)
+            trainer.rng.set_state(noise)
             self.current = before
         except BaseException:
-            trainer.noise.manual_seed(666)
+            trainer.rng.manual_seed(666)
             raise
         finally:
             stream.capturing = False
@@ -345,12 +345,12 @@ def test_training_resumed_after_a_capture_equals_unbroken_training(monkeypatch):
 def test_training_goes_on_where_a_capture_fails(monkeypatch, capsys, recwarn, where):
     error = RuntimeError("operation not permitted\nwhen stream is capturing")
     cuda, plain = Cuda(monkeypatch, fail=error, where=where), plain_trainer()
-    noise = cuda.trainer.noise
+    noise = cuda.trainer.rng
     assert_equal_steps(cuda.trainer, plain, random_batches(WARM_UP))
-    assert cuda.trainer.noise is noise
+    assert cuda.trainer.rng is noise
     assert_equal_steps(cuda.trainer, plain, random_batches(4, seed=4))
     assert cuda.current is cuda.default
-    assert cuda.trainer.noise is not noise
+    assert cuda.trainer.rng is not noise
     assert len(cuda.graphs) == 1  # it is tried once
     assert cuda.trainer.captured_step.graph is None
     assert cuda.capturable <= {(False, False), (True, True)}
@@ -379,7 +379,7 @@ def test_the_generator_is_registered_before_pytorch_2_14_alone(monkeypatch, kind
     """Later versions register it by themselves; their graph need not have the function."""
     cuda, plain = Cuda(monkeypatch, kind, version), plain_trainer()
     assert_equal_steps(cuda.trainer, plain, random_batches(WARM_UP + 2))
-    assert getattr(cuda.graphs[0], "registered", None) is (cuda.trainer.noise if kind is OldGraph else None)
+    assert getattr(cuda.graphs[0], "registered", None) is (cuda.trainer.rng if kind is OldGraph else None)
 
 
 @pytest.mark.parametrize(

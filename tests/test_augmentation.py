@@ -161,7 +161,7 @@ def plain_step(netG, netD, optimizerG, optimizerD, real, z, changes):
 
 @pytest.mark.parametrize("names", ["none", ALL])
 def test_three_steps_equal_plain_ones_bit_for_bit(names):
-    """Each of the three times that D sees images has parameters of its own, from the noise."""
+    """Each of the three times that D sees images has parameters of its own, from the trainer's random numbers."""
 
     def change(images):
         for name, (draw, changed) in CHANGES.items():
@@ -176,7 +176,7 @@ def test_three_steps_equal_plain_ones_bit_for_bit(names):
         plain_step(*plain_parts, real, torch.randn(len(batch), NZ, generator=noise), [change] * 3)
     ours, expected = trainer.state_dict(), plain.state_dict()
     assert_same({name: ours[name] for name in ("netG", "netD")}, {name: expected[name] for name in ("netG", "netD")})
-    assert torch.equal(trainer.noise.get_state(), noise.get_state())
+    assert torch.equal(trainer.rng.get_state(), noise.get_state())
 
 
 def test_a_step_does_not_augment_unless_it_is_told_to():

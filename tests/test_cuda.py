@@ -29,7 +29,7 @@ def _one_kernel_for_all_runs():
 def trainer_on(device, batch_size=BATCH, precision="bf16", **settings):
     """Return a Trainer; with a batch_size of 0, none of its steps is captured or compiled."""
     torch.manual_seed(0)
-    settings |= {"lr": 0.002, "ema": 0.9, "seed": 7, "precision": precision, "batch_size": batch_size}
+    settings |= {"lr": 0.002, "ema": 0.9, "seed": 7, "precision": precision, "shard_size": batch_size}
     nets = Generator(10, 16, 3, 32), Discriminator(16, 3, 32)
     return Trainer(*nets, torch.device(device), TrainerSettings(**settings))
 
@@ -48,7 +48,7 @@ def assert_close(trainer, other):
     for name in ("netG", "netD", "netG_ema"):
         ours, theirs = trainer.state_dict()[name], other.state_dict()[name]
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-    assert torch.equal(trainer.noise.get_state(), other.noise.get_state())
+    assert torch.equal(trainer.rng.get_state(), other.rng.get_state())
     assert trainer.steps == other.steps
 
 
@@ -130,7 +130,7 @@ def test_too_little_memory_in_a_capture_is_raised(monkeypatch):
     with pytest.raises(torch.OutOfMemoryError):
         captured.step(last)
     assert torch.cuda.current_stream() == torch.cuda.default_stream()
-    assert torch.equal(captured.noise.get_state(), plain.noise.get_state())
+    assert torch.equal(captured.rng.get_state(), plain.rng.get_state())
 
 
 def test_a_state_saved_on_the_gpu_is_resumed_without_one(tmp_path):

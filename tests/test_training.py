@@ -121,7 +121,7 @@ def test_bfloat16_stays_close_to_float32():
 def test_compiled_steps_are_close_to_plain_ones():
     if why_not_compile(torch.device("cpu")):
         pytest.skip("needs a C++ compiler")
-    plain, fast = (small_trainer(lr=0.0002, batch_size=BATCH, compile=compile) for compile in (False, True))
+    plain, fast = (small_trainer(lr=0.0002, shard_size=BATCH, compile=compile) for compile in (False, True))
     for batch in [*random_batches(3), *random_batches(1, size=2), *random_batches(2, seed=4)]:
         torch.testing.assert_close(fast.step(batch), plain.step(batch), rtol=1e-4, atol=1e-4)
     for name in ("netG", "netD"):
