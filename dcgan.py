@@ -34,8 +34,9 @@ from support.fid import FidMeter
 from support.log import Log
 from support.options import KEPT, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
-from support.plots import animate, images_per_grid, plot_losses, save_grid
+from support.plots import animate, images_per_grid, save_grid
 from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
+from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
 from support.weights import check_same_sizes
@@ -232,6 +233,8 @@ def open_folder(run, checkpoint):
         warn_if_narrow(batch.cpu(), run.images.path)
     if first:
         run.folder.draw_or_warn(save_grid, "real_samples.png", batch)
+    if run.epoch < args.niter:
+        report(run)
 
 
 def train(run):
@@ -272,12 +275,23 @@ def train(run):
         if run.rank == 0:
             run.folder.wait()
             run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
+            name = signal.Signals(signum).name if signum else "dry run"
+            report(run, "finished" if run.epoch >= args.niter else name)
+    page = run.folder.path / "report.html"
+    if run.rank == 0 and page.exists():
+        print(f"report: {page}")
     if not signum or run.epoch >= args.niter:
         return 0
     if run.rank == 0:
-        name, place = signal.Signals(signum).name, f"epoch {run.epoch + 1}, step {run.step + 1}"
+        place = f"epoch {run.epoch + 1}, step {run.step + 1}"
         print(f"{name}: saved in {args.outf}; --resume continues at {place}", file=sys.stderr)
     return 128 + signum
+
+
+def report(run, ended=None):
+    """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
+    arguments = (run.log.rows, run.trainer.steps, run.steps_per_epoch, ended)
+    run.folder.draw_or_warn(write_report, "report.html", *arguments)
 
 
 def train_epoch(run, bar, stop):
@@ -359,7 +373,7 @@ def measure_fid(run, stopped=lambda: False):
     run.log.add_measurement("fid", distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
-    run.folder.in_background(run.folder.draw_or_warn, plot_losses, "losses.png", rows, run.steps_per_epoch)
+    run.folder.in_background(run.folder.draw, rows, run.trainer.steps, run.steps_per_epoch)
 
 
 def warn_skipped(run):

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from support.errors import UserError, error_text
 from support.files import check_writable, make_folder, try_lock, write_atomically
 from support.plots import plot_losses, save_grid
+from support.report import write_report
 from support.weights import read_file
 
 PLOT_SECONDS = 30  # at least, from one plot to the next
@@ -74,7 +75,8 @@ class RunFolder:
             partial.unlink()
         if not resumed and self.is_dry_run():  # otherwise these are not ours
             old_files = [*self.path.glob("net*_epoch_*.pth"), *self.path.glob("fake_samples_epoch_*.png")]
-            for old in [self.newest, self.previous, self.skipped, self.path / "netG_best.pth", *old_files]:
+            old_files += [self.path / name for name in ("netG_best.pth", "report.html")]
+            for old in [self.newest, self.previous, self.skipped, *old_files]:
                 old.unlink(missing_ok=True)
 
     def save_settings(self, settings):
@@ -99,7 +101,7 @@ class RunFolder:
         self.newest_is_intact = True
 
     def save(self, state, weights, samples, rows, steps_per_epoch, last):
-        """Write the checkpoint `state` and plot the log's `rows`; with `weights`, also an epoch's weights and grid.
+        """Write the checkpoint `state`, plot and page of the log's `rows`; with `weights`, also weights and grid.
 
         weights: {name: state dict} of the networks, or None. samples: uint8 images (N, nc, s, s), or None. last: plot
         even if that was done less than PLOT_SECONDS ago. (A plot takes half a second of Python, in which training often
@@ -113,9 +115,15 @@ class RunFolder:
             self.draw_or_warn(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
         self.save_checkpoint(state | {"saved_epochs": list(self.saved_epochs)})
         self.remove_old_weights()
-        if last or time.monotonic() - self.plotted > PLOT_SECONDS:
+        plot = last or time.monotonic() - self.plotted > PLOT_SECONDS
+        self.draw(rows, state["epoch"], state["step"], steps_per_epoch, plot)
+
+    def draw(self, rows, epoch, step, steps_per_epoch, plot=True):
+        """Write the page of a run that lasts, after `epoch` epochs and `step` steps; if `plot`, plot the log's rows."""
+        if plot:
             self.draw_or_warn(plot_losses, "losses.png", rows, steps_per_epoch)
             self.plotted = time.monotonic()
+        self.draw_or_warn(write_report, "report.html", rows, epoch, step, steps_per_epoch)
 
     def remove_old_weights(self):
         """Remove the networks' weights of all but the newest `keep` saves of this run.

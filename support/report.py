@@ -1,0 +1,204 @@
+"""report.html, a page that shows a run; its template is the file report.html beside this one."""
+
+import json
+import math
+import re
+import statistics
+import string
+import time
+from html import escape
+from pathlib import Path
+
+import numpy as np
+
+from support.cli import option_name
+from support.errors import counted
+from support.files import write_atomically
+from support.plots import CURVES, GAP, images_per_grid
+
+PAGE = Path(__file__).with_suffix(".html")
+POINTS = 250  # of a curve, at most
+WIDTH, HEIGHT = 2000, 1000  # of a chart, in units that the browser stretches to its size
+RECENT = 20  # rows of the log whose mean speed tells the time left, and saves whose distance in time is usual
+PATIENCE = 600  # seconds beyond three usual intervals between saves, until the page says that the run has stopped
+CHARTS = (  # title, top of the axis (None: of the values), whether to smooth, curves: column, colour, legend
+    ("Losses: binary cross-entropy (nats)", None, True, [curve[1:] for curve in CURVES if curve[0] == 0]),
+    ("Mean probability of being real", 1, True, [curve[1:] for curve in CURVES if curve[0] == 1]),
+    ("Fréchet distance", None, False, [("fid", "tab:brown", "Fréchet distance")]),
+)
+REAL = '<h2>Training images</h2><img src="real_samples.png" alt="a grid of training images">'
+FILES = ("log.csv", "losses.png", "progress.gif", "args.json", "skipped.txt")
+
+
+def write_report(path, rows, steps, steps_per_epoch, ended=None):
+    """Write the page of the run in whose folder `path` lies, after `steps` steps, with the log's `rows`.
+
+    ended: None while the run lasts; "finished", "dry run", or the name of the signal that stopped it.
+    """
+    folder = path.parent
+    settings = json.loads((folder / "args.json").read_text(encoding="utf-8"))
+    epochs, total = steps / steps_per_epoch, settings["niter"]
+    grids = [epoch for epoch in saved_grids(folder) if epoch < epochs]  # not those of a run that was killed later
+    interval = usual_interval(folder, grids, seconds_for(settings["save_every"] * steps_per_epoch, rows))
+    name = folder.absolute().name or str(folder.absolute())
+    share = min(1, epochs / total) if total else 1
+    values = {
+        "title": name if ended else f"{math.floor(100 * share)}% {name}",
+        "running": ended is None,
+        "written": round(time.time()),
+        "patience": 3 * (interval or 1000) + PATIENCE,
+        "interval": duration(interval) if interval else "",
+        "grids": grids,
+    }
+    side = GAP + math.isqrt(images_per_grid(settings["image_size"])) * (settings["image_size"] + GAP)
+    parts = {
+        "name": escape(name),
+        "state": state(ended),
+        "share": f"{share:.4f}",
+        "facts": "".join(f"<li>{fact}</li>" for fact in facts(rows, steps, steps_per_epoch, settings, ended)),
+        "written": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "source": f'src="{grid_name(grids[-1])}"' if grids else "hidden",
+        "side": side * max(1, 560 // side),  # a whole multiple, so that all pixels are equally large
+        "empty": "" if grids else f"None yet: the first come after {counted(settings['save_every'], 'epoch')}.",
+        "real": REAL if (folder / "real_samples.png").exists() else "",
+        "charts": "".join(chart(*row, rows, steps_per_epoch) for row in CHARTS),
+        "settings": settings_list(settings),
+        "files": " ".join(f'<a href="{file}">{file}</a>' for file in FILES if (folder / file).exists()),
+        "values": json.dumps(values).replace("<", "\\u003c"),  # "</script>" would end it
+    }
+    page = string.Template(PAGE.read_text(encoding="utf-8")).substitute(parts)
+    write_atomically(path, lambda file: file.write(page.encode(errors="backslashreplace")), sync=False)
+
+
+def state(ended):
+    """Return in words whether the run lasts, as HTML."""
+    if ended is None:
+        return '<strong class="running">Running</strong>'
+    if ended in ("finished", "dry run"):
+        return f"<strong>{ended.capitalize()}</strong>"
+    return f'<strong class="stopped">Stopped by {ended}</strong>; <code>--resume</code> continues it'
+
+
+def facts(rows, steps, steps_per_epoch, settings, ended):
+    """Return texts on how far the run is, how long it still takes, its speed and its Frechet distances."""
+    epoch, step = divmod(steps, steps_per_epoch)
+    part = f" and {step:,} of {counted(steps_per_epoch, 'step')}" if step else ""
+    found = [f"{epoch:,} of {counted(settings['niter'], 'epoch')}{part}"]
+    left = seconds_for(settings["niter"] * steps_per_epoch - steps, rows)
+    if left and not ended:
+        found.append(f"about {duration(left)} left" + (", not counting the Fréchet distances" * bool(settings["fid"])))
+    if rows:
+        found.append(f"{speed(rows):,.0f} images/s")
+    measured = [row for row in rows if "fid" in row]
+    if measured:
+        best = min(measured, key=lambda row: row["fid"])
+        lowest = f"{best['fid']:.4g} after {counted(best['epoch'] + 1, 'epoch')}"
+        found.append(f"Fréchet distance {measured[-1]['fid']:.4g}, lowest {lowest}")
+    return found
+
+
+def speed(rows):
+    """Return the mean of the images per second in the newest rows of the log."""
+    return statistics.fmean(row["images_per_s"] for row in rows[-RECENT:])
+
+
+def seconds_for(steps, rows):
+    """Return how many seconds so many steps take, or None if the log is empty."""
+    if not rows or speed(rows) <= 0:
+        return None
+    return steps * rows[-1]["images"] / rows[-1]["step"] / speed(rows)
+
+
+def duration(seconds):
+    """Return a duration in words: "40 s", "5 min", "2 h 10 min", "3 days 4 h"."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{max(1, round(seconds))} s"
+    if minutes < 60:
+        return f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
+
+
+def grid_name(epoch):
+    return f"fake_samples_epoch_{epoch:03d}.png"
+
+
+def saved_grids(folder):
+    """Return the epochs whose grids of samples are in the folder, in order."""
+    names = [path.name for path in folder.glob("fake_samples_epoch_*.png")]
+    numbers = [(int(match[0]), name) for name in names if (match := re.search(r"\d+", name))]
+    return sorted(epoch for epoch, name in numbers if name == grid_name(epoch))
+
+
+def usual_interval(folder, grids, expected):
+    """Return the usual seconds between two saves: those of the newest grids, or those `expected` if that is more.
+
+    Returns None if neither is known. The files also know of the time that Frechet distances take.
+    """
+    times = [(folder / grid_name(epoch)).stat().st_mtime for epoch in grids[-RECENT:]]
+    between = [after - before for before, after in zip(times, times[1:], strict=False)]
+    return max(statistics.median(between) if between else 0, expected or 0) or None
+
+
+def settings_list(settings):
+    """Return the content of args.json as HTML, with options as they are typed."""
+    versions = settings.get("versions", {})
+    options = {option_name(name): value for name, value in settings.items() if name != "versions"}
+    words = {None: "–", True: "yes", False: "no"}
+    texts = {name: words[v] if v is None or isinstance(v, bool) else str(v) for name, v in (options | versions).items()}
+    return "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>" for name, text in texts.items())
+
+
+# Charts
+
+
+def chart(title, top, smooth, curves, rows, steps_per_epoch):
+    """Return a chart of columns of the log over the epochs as HTML, or "" if the log has none of them."""
+    drawn = [(*curve[1:], *points(rows, curve[0], steps_per_epoch)) for curve in curves]
+    drawn = [curve for curve in drawn if len(curve[2])]
+    if not drawn:
+        return ""
+    right = rows[-1]["step"] / steps_per_epoch
+    top = top or 1.05 * max(1e-6, *(y.max() for *_, y in drawn))
+    lines, legend = [], []
+    for colour, label, x, y in drawn:
+        colour, window = colour.removeprefix("tab:"), max(1, len(y) // 50 if smooth else 1)
+        if window > 1:
+            lines.append(polyline(f"pale {colour}", x / right, y / top))
+            x, y = (np.convolve(values, np.ones(window) / window, "valid") for values in (x, y))
+        lines.append(polyline(colour, x / right, y / top))
+        legend.append(f'<li class="{colour}">{escape(label)} <b>{y[-1]:.3g}</b></li>')
+    across, up = ticks(right), ticks(top)
+    grid = "".join(f"M0 {HEIGHT * (1 - tick / top):.0f}h{WIDTH}" for tick in up)
+    labels = [f'<span class="y" style="bottom:{100 * tick / top:.1f}%">{tick:g}</span>' for tick in up]
+    labels += [f'<span class="x" style="left:{100 * tick / right:.1f}%">{tick:g}</span>' for tick in across]
+    svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{title}"'
+    svg += f' data-epochs="{right:.6g}"><path class="grid" d="{grid}"/><path class="mark"/>{"".join(lines)}</svg>'
+    plot = f'<div class="plot">{svg}{"".join(labels)}</div><p class="dim">epochs</p>'
+    return f"<figure><figcaption>{title}</figcaption><ul>{''.join(legend)}</ul>{plot}</figure>"
+
+
+def points(rows, column, steps_per_epoch):
+    """Return arrays of the epochs and values of a column: those of all rows, or POINTS means of equally many rows."""
+    pairs = [(row["step"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
+    values = np.array(pairs, dtype=float).reshape(-1, 2) / (steps_per_epoch, 1)
+    if len(values) > POINTS:
+        starts = np.linspace(0, len(values), POINTS, endpoint=False).astype(int)
+        values = np.add.reduceat(values, starts) / np.diff(starts, append=len(values))[:, None]
+    return values.T
+
+
+def polyline(classes, x, y):
+    """Return a curve through points, of which 0 and 1 are the ends of the axes; with few points, they are marked."""
+    pairs = [f"{round(WIDTH * a)},{round(HEIGHT * (1 - b))}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    dots = "".join(f"M{pair}h0" for pair in pairs) if len(pairs) <= 30 else ""
+    curve = f'<polyline class="{classes}" points="{" ".join(pairs)}"/>'
+    return curve + (f'<path class="dots {classes}" d="{dots}"/>' if dots else "")
+
+
+def ticks(top):
+    """Return three to seven round numbers from 0 to at most `top`."""
+    step = 10 ** math.floor(math.log10(top / 2))
+    step *= next(factor for factor in (5, 2, 1, 0.5) if top / (factor * step) >= 2.5)
+    return [round(i * step, 10) for i in range(math.floor(top / step * (1 + 1e-9)) + 1)]
