@@ -290,7 +290,7 @@ def train(run):
 
 def report(run, ended=None):
     """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
-    arguments = (run.log.rows, run.trainer.steps, run.steps_per_epoch, ended)
+    arguments = (run.log.rows, run.epoch, run.step, run.steps_per_epoch, ended)
     run.folder.draw_or_warn(write_report, "report.html", *arguments)
 
 
@@ -373,7 +373,7 @@ def measure_fid(run, stopped=lambda: False):
     run.log.add_measurement("fid", distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
-    run.folder.in_background(run.folder.draw, rows, run.trainer.steps, run.steps_per_epoch)
+    run.folder.in_background(run.folder.draw, rows, run.epoch, run.step, run.steps_per_epoch)
 
 
 def warn_skipped(run):

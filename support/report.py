@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import statistics
 import string
@@ -10,6 +11,7 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from support.cli import option_name
 from support.errors import counted
@@ -17,6 +19,7 @@ from support.files import write_atomically
 from support.plots import CURVES, GAP, images_per_grid
 
 PAGE = Path(__file__).with_suffix(".html")
+SIDE = 560  # pixels of a grid of images on the page, at most, unless it is larger
 POINTS = 250  # of a curve, at most
 WIDTH, HEIGHT = 2000, 1000  # of a chart, in units that the browser stretches to its size
 RECENT = 20  # rows of the log whose mean speed tells the time left, and saves whose distance in time is usual
@@ -26,41 +29,43 @@ CHARTS = (  # title, top of the axis (None: of the values), whether to smooth, c
     ("Mean probability of being real", 1, True, [curve[1:] for curve in CURVES if curve[0] == 1]),
     ("Fréchet distance", None, False, [("fid", "tab:brown", "Fréchet distance")]),
 )
-REAL = '<h2>Training images</h2><img src="real_samples.png" alt="a grid of training images">'
 FILES = ("log.csv", "losses.png", "progress.gif", "args.json", "skipped.txt")
 
 
-def write_report(path, rows, steps, steps_per_epoch, ended=None):
-    """Write the page of the run in whose folder `path` lies, after `steps` steps, with the log's `rows`.
+def write_report(path, rows, epoch, step, steps_per_epoch, ended=None):
+    """Write the page of the run in whose folder `path` lies, with the log's `rows`.
 
-    ended: None while the run lasts; "finished", "dry run", or the name of the signal that stopped it.
+    epoch, step: the finished epochs, and the steps taken since. ended: None while the run lasts; "finished", "dry run",
+    or the name of the signal that stopped it.
     """
     folder = path.parent
     settings = json.loads((folder / "args.json").read_text(encoding="utf-8"))
-    epochs, total = steps / steps_per_epoch, settings["niter"]
-    grids = [epoch for epoch in saved_grids(folder) if epoch < epochs]  # not those of a run that was killed later
+    done, total = epoch + step / steps_per_epoch, settings["niter"]
+    grids = [saved for saved in saved_grids(folder) if saved < done]  # a killed run may have left later ones
     interval = usual_interval(folder, grids, seconds_for(settings["save_every"] * steps_per_epoch, rows))
-    name = folder.absolute().name or str(folder.absolute())
-    share = min(1, epochs / total) if total else 1
+    name = os.path.basename(os.path.abspath(folder)) or "/"
+    share = min(1, done / total) if total else 1
     values = {
         "title": name if ended else f"{math.floor(100 * share)}% {name}",
         "running": ended is None,
-        "written": round(time.time()),
+        "written": time.time(),
         "patience": 3 * (interval or 1000) + PATIENCE,
         "interval": duration(interval) if interval else "",
         "grids": grids,
     }
     side = GAP + math.isqrt(images_per_grid(settings["image_size"])) * (settings["image_size"] + GAP)
+    scale = max(1, SIDE // side)  # a whole number, so that all pixels are equally large
     parts = {
         "name": escape(name),
         "state": state(ended),
         "share": f"{share:.4f}",
-        "facts": "".join(f"<li>{fact}</li>" for fact in facts(rows, steps, steps_per_epoch, settings, ended)),
+        "facts": "".join(f"<li>{fact}</li>" for fact in facts(rows, epoch, step, steps_per_epoch, settings, ended)),
         "written": time.strftime("%Y-%m-%d %H:%M:%S"),
         "source": f'src="{grid_name(grids[-1])}"' if grids else "hidden",
-        "side": side * max(1, 560 // side),  # a whole multiple, so that all pixels are equally large
+        "side": side * scale,
+        "rendering": "pixelated" if scale > 1 else "auto",
         "empty": "" if grids else f"None yet: the first come after {counted(settings['save_every'], 'epoch')}.",
-        "real": REAL if (folder / "real_samples.png").exists() else "",
+        "real": real_images(folder / "real_samples.png", scale),
         "charts": "".join(chart(*row, rows, steps_per_epoch) for row in CHARTS),
         "settings": settings_list(settings),
         "files": " ".join(f'<a href="{file}">{file}</a>' for file in FILES if (folder / file).exists()),
@@ -79,21 +84,22 @@ def state(ended):
     return f'<strong class="stopped">Stopped by {ended}</strong>; <code>--resume</code> continues it'
 
 
-def facts(rows, steps, steps_per_epoch, settings, ended):
+def facts(rows, epoch, step, steps_per_epoch, settings, ended):
     """Return texts on how far the run is, how long it still takes, its speed and its Frechet distances."""
-    epoch, step = divmod(steps, steps_per_epoch)
     part = f" and {step:,} of {counted(steps_per_epoch, 'step')}" if step else ""
     found = [f"{epoch:,} of {counted(settings['niter'], 'epoch')}{part}"]
-    left = seconds_for(settings["niter"] * steps_per_epoch - steps, rows)
+    left = seconds_for((settings["niter"] - epoch) * steps_per_epoch - step, rows)
     if left and not ended:
-        found.append(f"about {duration(left)} left" + (", not counting the Fréchet distances" * bool(settings["fid"])))
+        without = ", not counting Fréchet distances" if settings["fid"] else ""
+        found.append(f'<span id="left">about {duration(left)} left{without}</span>')
     if rows:
         found.append(f"{speed(rows):,.0f} images/s")
     measured = [row for row in rows if "fid" in row]
     if measured:
         best = min(measured, key=lambda row: row["fid"])
-        lowest = f"{best['fid']:.4g} after {counted(best['epoch'] + 1, 'epoch')}"
-        found.append(f"Fréchet distance {measured[-1]['fid']:.4g}, lowest {lowest}")
+        lowest = f"lowest {best['fid']:.4g} after {counted(best['epoch'] + 1, 'epoch')}"
+        lowest = "the lowest so far" if best is measured[-1] else lowest
+        found.append(f"Fréchet distance {measured[-1]['fid']:.4g}, {lowest}")
     return found
 
 
@@ -141,6 +147,16 @@ def usual_interval(folder, grids, expected):
     return max(statistics.median(between) if between else 0, expected or 0) or None
 
 
+def real_images(path, scale):
+    """Return the grid of training images as HTML, or "" if there is none: it may have fewer images than the others."""
+    if not path.exists():
+        return ""
+    with Image.open(path, formats=["PNG"]) as grid:
+        width, height = (scale * side for side in grid.size)
+    size = f'width="{width}" height="{height}"'
+    return f'<h2>Training images</h2><img src="{path.name}" {size} alt="a grid of training images">'
+
+
 def settings_list(settings):
     """Return the content of args.json as HTML, with options as they are typed."""
     versions = settings.get("versions", {})
@@ -176,7 +192,8 @@ def chart(title, top, smooth, curves, rows, steps_per_epoch):
     svg = f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" preserveAspectRatio="none" role="img" aria-label="{title}"'
     svg += f' data-epochs="{right:.6g}"><path class="grid" d="{grid}"/><path class="mark"/>{"".join(lines)}</svg>'
     plot = f'<div class="plot">{svg}{"".join(labels)}</div><p class="dim">epochs</p>'
-    return f"<figure><figcaption>{title}</figcaption><ul>{''.join(legend)}</ul>{plot}</figure>"
+    names = "".join(legend) if len(curves) > 1 else ""  # the title names a single one
+    return f"<figure><figcaption>{title}</figcaption><ul>{names}</ul>{plot}</figure>"
 
 
 def points(rows, column, steps_per_epoch):

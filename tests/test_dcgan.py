@@ -158,7 +158,7 @@ def test_the_run_folder_holds_what_the_readme_says(unbroken):
     names = [f"{net}_epoch_{epoch}.pth" for net in ("netG", "netD", "netG_ema") for epoch in range(EPOCHS)]
     names += [f"fake_samples_epoch_{epoch:03d}.png" for epoch in range(EPOCHS)]
     names += ["args.json", "checkpoint.prev.pth", "checkpoint.pth", "log.csv", "losses.png", "progress.gif"]
-    names += ["real_samples.png"]
+    names += ["real_samples.png", "report.html"]
     assert [path.name for path in files(unbroken) if path.name != ".lock"] == sorted(names)
     settings = json.loads((unbroken / "args.json").read_text())
     expected = {"batch_size": BATCH, "manual_seed": 3, "lr": 0.0002, "nc": 3, "image_size": 16, "niter": EPOCHS}
@@ -231,7 +231,7 @@ def test_a_longer_run_equals_an_unbroken_one(tmp_path, first_epoch, unbroken):
     before = hashes(folder)
     assert run_dcgan(folder, "--resume") == 0  # nothing is left to do
     changed = {name for name, value in hashes(folder).items() if before[name] != value}
-    assert changed <= {"args.json", "progress.gif"}
+    assert changed <= {"args.json", "progress.gif", "report.html"}
 
 
 def test_a_run_killed_before_its_first_save_keeps_its_options_and_seed(tmp_path, first_epoch, monkeypatch):

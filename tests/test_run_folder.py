@@ -94,7 +94,7 @@ def test_a_new_run_leaves_other_files_in_its_folder_alone(tmp_path, few_steps):
 
 def test_only_what_a_dry_run_wrote_is_removed(tmp_path):
     ours = ["checkpoint.pth", "checkpoint.prev.pth", "skipped.txt", "netG_best.pth", "netG_epoch_0.pth"]
-    ours += ["netD_epoch_0.pth", "netG_ema_epoch_0.pth", "fake_samples_epoch_000.png"]
+    ours += ["netD_epoch_0.pth", "netG_ema_epoch_0.pth", "fake_samples_epoch_000.png", "report.html"]
     for name in [*ours, "netG_mine.pth", "photo.png", ".a.png.77.part"]:
         (tmp_path / name).write_bytes(b"")
     folder = RunFolder(tmp_path)
@@ -372,7 +372,7 @@ def test_decoration_that_fails_is_warned_of_once(tmp_path, capsys):
 
 
 def test_a_run_without_its_plots_ends_well_with_complete_checkpoints(tmp_path, few_steps, monkeypatch, capsys):
-    """Each of plot_losses, animate and save_grid is warned of once, in three epochs."""
+    """Each of plot_losses, animate, save_grid and write_report is warned of once, in three epochs."""
     run_dcgan(tmp_path / "usual", *few_steps, "--niter", 3)
     capsys.readouterr()
 
@@ -383,14 +383,16 @@ def test_a_run_without_its_plots_ends_well_with_complete_checkpoints(tmp_path, f
         for module in (dcgan, support.run_folder):
             monkeypatch.setattr(module, name, draw, raising=False)
 
-    for name in ("plot_losses", "animate", "save_grid"):
+    for name in ("plot_losses", "animate", "save_grid", "write_report"):
         cannot_draw(name)
     assert run_dcgan(tmp_path / "out", *few_steps, "--niter", 3) == 0
-    warned = ["real_samples.png", "losses.png", "progress.gif"]
+    warned = ["real_samples.png", "report.html", "losses.png", "progress.gif"]
     warnings = [f"warning: {name} is not drawn (no font); training continues" for name in warned]
-    assert capsys.readouterr().err.splitlines() == warnings
+    output, errors = capsys.readouterr()
+    assert errors.splitlines() == warnings
+    assert "report: " not in output
     assert_same_run(tmp_path / "out", tmp_path / "usual")
-    drawn = {"real_samples.png", "losses.png", "progress.gif", *(f"fake_samples_epoch_00{i}.png" for i in range(3))}
+    drawn = {*warned, *(f"fake_samples_epoch_00{i}.png" for i in range(3))}
     names = [{path.name for path in files(tmp_path / folder)} for folder in ("usual", "out")]
     assert names[0] - names[1] == drawn
     assert names[1] < names[0]
