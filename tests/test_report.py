@@ -14,7 +14,9 @@ import pytest
 from helpers import EPOCHS, log_rows, noise, run_dcgan
 
 import dcgan
-from support.report import CHARTS, POINTS, duration, write_report
+from support.charts import CHARTS, POINTS
+from support.plots import MEASURED
+from support.report import duration, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 SETTINGS = {"niter": 20, "save_every": 2, "image_size": 16, "fid": 0, "dataroot": None, "flip": True}
@@ -283,11 +285,11 @@ def test_missing_columns_and_values_that_are_not_finite_leave_gaps(tmp_path):
 
 
 def test_a_column_that_is_added_to_the_table_is_drawn(tmp_path, monkeypatch):
-    table = (*CHARTS, ("Contrast", 1, False, [("contrast", "tab:cyan", "contrast")]))
-    monkeypatch.setattr("support.report.CHARTS", table)
+    table = (*CHARTS, ("New & <b>", 1, False, [("new", "tab:cyan", "new")]))
+    monkeypatch.setattr("support.charts.CHARTS", table)
     path = make_folder(tmp_path / "out")
-    write_report(path, rows_of(2, contrast=lambda step: step / 10), 1, 0, 10)
-    assert Page(path).curves() == {"Contrast": {"cyan": [(0.5, 0.5), (1, 1)]}}
+    write_report(path, rows_of(2, new=lambda step: step / 10), 1, 0, 10)
+    assert Page(path).curves() == {"New & <b>": {"cyan": [(0.5, 0.5), (1, 1)]}}
 
 
 def test_the_page_of_a_long_run_stays_small_and_keeps_the_means(tmp_path):
@@ -302,7 +304,7 @@ def test_the_page_of_a_long_run_stays_small_and_keeps_the_means(tmp_path):
     assert len(page.text) < 80_000
     assert len(page.values()["grids"]) == 1000
     drawn = [line for chart in page.curves().values() for line in chart.values()]
-    assert len(drawn) == 2 * len(columns) - 1  # pale and smooth, but for the distances
+    assert len(drawn) == 2 * len(columns) - len(MEASURED)  # pale and smooth, but for these
     for line in drawn:
         assert POINTS - 10 < len(line) <= POINTS
         assert [x for x, _ in line] == pytest.approx([1000 * y for _, y in line], abs=2)
