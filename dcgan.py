@@ -217,7 +217,7 @@ def restore(trainer, checkpoint, args):
 
 
 def open_folder(run, checkpoint):
-    """Open the run folder and log of rank 0; for a new run, save its first checkpoint and some real images."""
+    """Open the run folder and log of rank 0, and write its page; for a new run, save a checkpoint and real images."""
     args = run.args
     first = None if checkpoint else checkpoint_of(run)  # all processes call it
     if run.rank > 0:
@@ -234,7 +234,7 @@ def open_folder(run, checkpoint):
     if first:
         run.folder.draw_or_warn(save_grid, "real_samples.png", batch)
     if run.epoch < args.niter:
-        report(run)
+        update_report(run)
 
 
 def train(run):
@@ -276,9 +276,9 @@ def train(run):
             run.folder.wait()
             run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
             name = signal.Signals(signum).name if signum else "dry run"
-            report(run, "finished" if run.epoch >= args.niter else name)
+            update_report(run, "finished" if run.epoch >= args.niter else name)
     page = run.folder.path / "report.html"
-    if run.rank == 0 and page.exists():
+    if run.rank == 0 and page.exists():  # it may have failed
         print(f"report: {page}")
     if not signum or run.epoch >= args.niter:
         return 0
@@ -286,12 +286,6 @@ def train(run):
         place = f"epoch {run.epoch + 1}, step {run.step + 1}"
         print(f"{name}: saved in {args.outf}; --resume continues at {place}", file=sys.stderr)
     return 128 + signum
-
-
-def report(run, ended=None):
-    """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
-    arguments = (run.log.rows, run.epoch, run.step, run.steps_per_epoch, ended)
-    run.folder.draw_or_warn(write_report, "report.html", *arguments)
 
 
 def train_epoch(run, bar, stop):
@@ -374,6 +368,12 @@ def measure_fid(run, stopped=lambda: False):
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
     run.folder.in_background(run.folder.draw, rows, run.epoch, run.step, run.steps_per_epoch)
+
+
+def update_report(run, ended=None):
+    """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
+    arguments = (run.log.rows, run.epoch, run.step, run.steps_per_epoch, ended)
+    run.folder.draw_or_warn(write_report, "report.html", *arguments)
 
 
 def warn_skipped(run):
