@@ -35,7 +35,7 @@ from support.log import Log
 from support.options import KEPT, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, save_grid
-from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary
+from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary, warn_skipped
 from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
@@ -374,21 +374,6 @@ def update_report(run, ended=None):
     """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
     arguments = (run.log.rows, run.epoch, run.step, run.steps_per_epoch, ended)
     run.folder.draw_or_warn(write_report, "report.html", *arguments)
-
-
-def warn_skipped(run):
-    """Warn of images and folders left out since the last call, and list them in skipped.txt.
-
-    With several processes, all must call it: where images are decoded at every use, each knows only those of its shard.
-    """
-    images = [report for reports in distributed.all_gather_object(run.images.skipped) for report in reports]
-    for kind, reports in (("image", images), ("folder", run.images.unlisted)) if run.rank == 0 else ():
-        new = [report for report in dict.fromkeys(reports) if report not in run.warned_about]
-        if new:
-            names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")
-            tqdm.write(f"warning: skipped {counted(len(new), kind)} that cannot be read: {names}", sys.stderr)
-            run.warned_about.update(new)
-            run.folder.add_skipped(new)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,14 @@
-"""What a run prints: its options and sizes, its progress, a line for each epoch, and a hint when D wins."""
+"""What a run prints: options and sizes, progress, a line for each epoch, a hint when D wins, images left out."""
 
 import math
 import sys
 
 import torch
+from tqdm import tqdm
 
 from support.accelerator import cpu_has_bfloat16
 from support.cli import option_name
+from support.distributed import all_gather_object
 from support.errors import counted
 
 ENOUGH_STEPS = 2000  # of a run; images are seldom good before
@@ -97,3 +99,18 @@ def D_wins(rows):
     if steps < 0.8 * HINT_STEPS or any(row["D_G_z1"] >= 0.02 for row in rows):
         return False
     return sum(row["loss_G"] for row in rows[-middle:]) > sum(row["loss_G"] for row in rows[:middle])
+
+
+def warn_skipped(run):
+    """Warn of images and folders left out since the last call, and list them in skipped.txt.
+
+    With several processes, all must call it: where images are decoded at every use, each knows only those of its shard.
+    """
+    images = [report for reports in all_gather_object(run.images.skipped) for report in reports]
+    for kind, reports in (("image", images), ("folder", run.images.unlisted)) if run.rank == 0 else ():
+        new = [report for report in dict.fromkeys(reports) if report not in run.warned_about]
+        if new:
+            names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")
+            tqdm.write(f"warning: skipped {counted(len(new), kind)} that cannot be read: {names}", sys.stderr)
+            run.warned_about.update(new)
+            run.folder.add_skipped(new)
