@@ -12,17 +12,19 @@ import torch
 
 SAMPLES, BATCH = 1024, 128  # real images that are measured
 LARGEST_FACTOR = 8.0
-HALVINGS = 16  # of the range of factors: to 0.01%
+HALVINGS = 12  # of the range of factors: to 0.05%
 
 
 def contrast(images):
     """Return the mean, over images (N, nc, s, s) in [-1, 1], of the standard deviation of an image's values."""
-    return images.flatten(1).std(1).mean()
+    values = images.flatten(1)
+    mean_square = torch.linalg.vector_norm(values, dim=1) ** 2 / values.shape[1]  # torch.std takes ten times as long
+    return (mean_square - values.mean(1) ** 2).clamp(min=0).sqrt().mean()
 
 
 def thin_out(images):
-    """Return every n-th row and column of large images: 64 to 127 of each, enough to measure contrast."""
-    n = max(1, images.shape[-1] // 64)
+    """Return every n-th row and column of images: 32 to 63 of each, enough to measure contrast."""
+    n = max(1, images.shape[-1] // 32)
     return images[..., ::n, ::n]
 
 
