@@ -18,7 +18,7 @@ from training import StepAverages
 
 def gradients(sync_bn, count, rank, world_size):
     """Return the gradients of G and of D after a step that leaves the weights as they are."""
-    trainer = small_trainer(lr=0.0, sync_bn=sync_bn, batch_size=count // world_size)
+    trainer = small_trainer(lr=0.0, sync_bn=sync_bn, shard_size=count // world_size)
     trainer.step(shard(random_batches(1, count)[0], rank, world_size))
     return [[p.grad.clone() for p in net.parameters()] for net in (trainer.netG, trainer.netD)]
 
