@@ -201,7 +201,7 @@ def test_neither_flaws_nor_many_workers_make_libraries_write(workers, tmp_path, 
 def test_if_no_image_can_be_read_it_says_so(tmp_path):
     for path in write_images(tmp_path / "in", *(f"{i}.png" for i in range(5))):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"[345] of 5 images cannot be read, first .\.png .*; is the folder right"):
+    with pytest.raises(UserError, match=r"[345] of 5 images cannot be read, first .\.png .*; is --dataroot right"):
         contents(load_images("folder", tmp_path / "in", 16, cache="none"))
 
 
