@@ -131,11 +131,11 @@ def walk(names):
         path = os.curdir
         for folder in folders:
             below[path].add(folder)
-            path = os.path.join(path, folder)
+            path = os.path.normpath(os.path.join(path, folder))
         files[path].append(file)
     waiting = [os.curdir]
     while waiting:
         path = waiting.pop()
         folders = sorted(below[path])
         yield path, folders, files[path]
-        waiting += [os.path.join(path, folder) for folder in folders]
+        waiting += [os.path.normpath(os.path.join(path, folder)) for folder in folders]

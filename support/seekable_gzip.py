@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 POINTS = 2_000  # states of the decompressor in memory, of about 40 KB each
 BLOCK = 2**18  # bytes that are decompressed at a time
 MAX_EXPANSION = 200  # times the size of an archive; JPEG and PNG files hardly shrink when they are compressed again
+MAY_EXPAND = 2**30  # bytes to which any archive may expand
 
 
 class Point(NamedTuple):
@@ -79,5 +80,5 @@ class SeekableGzip:
 
 def check_expansion(size, compressed):
     """Raise ValueError if `compressed` bytes of an archive expand to more than images do."""
-    if size > max(2**30, MAX_EXPANSION * compressed):
+    if size > max(MAY_EXPAND, MAX_EXPANSION * compressed):
         raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size, which archives of images do not")
