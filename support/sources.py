@@ -78,7 +78,7 @@ def open_torchvision(kind, dataroot, image_size, classes, split=None, package=No
     """
     root = Path(dataroot or "data")
     if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"torchvision needs the {package} package for {kind.__name__}: pip install {package}")
+        raise UserError(f"--dataset {kind.__name__.lower()} needs the {package} package: pip install {package}")
     part = {"split": split} if split else {"train": True}
     try:
         with no_empty_folders(root / kind.__name__ / "raw"):

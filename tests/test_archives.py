@@ -110,22 +110,22 @@ def folder(tmp_path):
 def test_an_archive_gives_the_array_that_its_folder_gives(folder, kind, tmp_path):
     expected = load_images("folder", folder, 16, cache=tmp_path / "expected")
     assert len(expected) == 27
-    for seed, workers in ((0, 0), (1, 2)):
+    for seed in (0, 1):  # whatever the order of the files in the archive
         archive = pack(folder, tmp_path / f"packed{seed}" / kind, seed)
-        images = load_images("folder", archive, 16, cache=tmp_path / f"cache{seed}", workers=workers)
+        images = load_images("folder", archive, 16, cache=tmp_path / f"cache{seed}")
         assert np.array_equal(images.rows, expected.rows)
         assert (images.skipped, images.notes) == (expected.skipped, expected.notes)
         assert images.identity == expected.identity
         assert files(archive.parent) == [archive]
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("kind", "workers"), [*((kind, 0) for kind in KINDS), ("a.zip", 2), ("a.tar", 2), ("a.tgz", 2)]
+)
 def test_without_a_cache_it_gives_the_same_batches(folder, kind, workers, tmp_path):
     expected = load_images("folder", folder, 16, cache="none")
     images = load_images("folder", pack(folder, tmp_path / "packed" / kind), 16, cache="none", workers=workers)
-    for start in (0, 3):
-        assert_same(epoch_of(images, 5, 7, 3, start), epoch_of(expected, 5, 7, 3, start))
+    assert_same(epoch_of(images, 5, 7, 3, start=2), epoch_of(expected, 5, 7, 3, start=2))
     assert images.skipped == expected.skipped
 
 
