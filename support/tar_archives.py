@@ -21,7 +21,8 @@ class TarSource(ArchiveSource):
         if not is_gzip:
             return file
         file.close()
-        self.points = [] if self.points is None else self.points
+        if self.points is None:
+            self.points = []
         return SeekableGzip(self.root, self.points)
 
     def __getstate__(self):
@@ -32,6 +33,8 @@ class TarSource(ArchiveSource):
         return self.opened.read(member.size)
 
     def list_members(self):
+        if isinstance(self.opened, SeekableGzip):
+            print(f"decompressing {self.root} to find its images")
         files, links = {}, {}
         with tarfile.open(fileobj=self.opened, mode="r:") as archive:
             while info := archive.next():
