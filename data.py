@@ -20,8 +20,8 @@ from support.decoding import DecodedImages, check_skipped
 from support.distributed import shard
 from support.errors import UserError, counted
 from support.image_cache import PREPARATION, cache_folder, short_hash
-from support.image_folder import open_folder
 from support.lsun import open_lsun
+from support.own_images import open_own_images
 from support.pixel_range import PixelRange
 from support.sources import open_fake, open_torchvision
 from support.survey import survey
@@ -31,15 +31,23 @@ SOURCES = {
     "cartoon": open_cartoon,
     "celeba": open_celeba,
     "cifar10": functools.partial(open_torchvision, datasets.CIFAR10),
+    "cifar100": functools.partial(open_torchvision, datasets.CIFAR100),
     "fake": open_fake,
-    "folder": open_folder,
-    "imagenet": open_folder,
-    "lfw": open_folder,
+    "fashion-mnist": functools.partial(open_torchvision, datasets.FashionMNIST),
+    "folder": open_own_images,
+    "imagenet": open_own_images,
+    "kmnist": functools.partial(open_torchvision, datasets.KMNIST),
+    "lfw": open_own_images,
     "lsun": open_lsun,
     "mnist": functools.partial(open_torchvision, datasets.MNIST),
+    "stl10": functools.partial(open_torchvision, datasets.STL10, split="unlabeled"),
+    "svhn": functools.partial(open_torchvision, datasets.SVHN, split="train", package="scipy"),
 }
-# The `reading` of runs that earlier versions began. formats 1: take only files that those versions took; 2: take all.
-EARLIER_READING = {"formats": 1, "pixel_range": list(PixelRange())}
+NO_DEFAULT_ROOT = ("cartoon", "fake", "folder", "imagenet", "lfw")  # the dataroot of others is "data" by default
+# How a data set is read. formats 1: take only files that earlier versions took; 2: take all. pixel_range: None for that
+# of the array in the cache, or of a survey. crop: use only the centre, a square of this side; 0: use the whole image.
+READING = {"formats": 2, "pixel_range": None, "crop": 0}
+EARLIER_READING = READING | {"formats": 1, "pixel_range": list(PixelRange())}  # of runs that earlier versions began
 
 
 class PreparedImages:
@@ -104,32 +112,35 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     """Return the PreparedImages of a data set, one of SOURCES, at image_size with nc channels (3 RGB, 1 grey).
 
     cache: the folder for the prepared array, which the first call fills (None: in the user's cache folder), or "none":
-    images are decoded at every use. workers: processes that decode. reading: for a run that resumes, its images'.
-    Raises UserError if the data set is not there, OSError if preparing it fails.
+    images are decoded at every use. workers: processes that decode. reading: values that replace those of READING, such
+    as {"crop": 108}; for a run that resumes, its images'. Raises UserError if the data set is not there, OSError
+    if preparing it fails.
     """
     if dataset not in SOURCES:
         raise UserError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
     source = SOURCES[dataset](dataroot, image_size, classes)
-    formats, pixel_range = reading["formats"] if reading else 2, reading and PixelRange(*reading["pixel_range"])
-    if formats == 1:
+    reading = READING | (reading or {})
+    crop, pixel_range = reading["crop"], reading["pixel_range"] and PixelRange(*reading["pixel_range"])
+    if reading["formats"] == 1:
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
-    images, identity = DecodedImages(source, image_size, nc), source.identity()
-    facts = {"preparation": PREPARATION, "place": source.place if formats == 2 else None}
+    images, identity = DecodedImages(source, image_size, nc, crop=crop), source.identity()
+    facts = {"preparation": PREPARATION, "place": source.place if reading["formats"] == 2 else None}
     facts |= {"identity": short_hash(identity), "files": short_hash(source.names_and_sizes(identity))}
     if cache == "none":
         found, contents = survey(source), None
         images.pixel_range = pixel_range or found.pixel_range
         prepared = PreparedImages(images, [], unlisted, workers)
     else:
-        path = Path(cache) if cache else cache_folder()
-        path /= f"{dataset}-{image_size}x{nc}-{short_hash([PREPARATION, dataset, image_size, nc, identity])}.npy"
+        cropped = f"crop{crop}-" if crop else ""  # so that it is no copy of an array with another crop
+        name = f"{dataset}-{image_size}x{nc}-{cropped}{short_hash([PREPARATION, dataset, image_size, nc, identity])}"
+        path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
         found = open_array(images, path, facts, workers, pixel_range)
         contents = found.info.get("contents")
         prepared = PreparedImages(found.rows, found.info["skipped"], unlisted, path=found.path)
     pixel_range = pixel_range or found.pixel_range
     prepared.identity = {"files": facts["files"], "contents": contents}
-    prepared.reading = {"formats": formats, "pixel_range": list(pixel_range)}
+    prepared.reading = reading | {"pixel_range": list(pixel_range)}
     prepared.notes = notes_on(source.passed_over, found.stack, pixel_range)
     return prepared
 
@@ -162,6 +173,6 @@ def check_same_images(images, checkpoint, outf):
 
 def absolute_folders(args):
     """Return --dataroot and --cache as absolute paths, with which a run resumes from any working directory."""
-    dataroot = args.dataroot or ("data" if args.dataset in ("celeba", "cifar10", "lsun", "mnist") else None)
+    dataroot = args.dataroot or (None if args.dataset in NO_DEFAULT_ROOT else "data")
     folders = {"dataroot": dataroot, "cache": args.cache if args.cache != "none" else None}
     return {name: os.path.abspath(folder) for name, folder in folders.items() if folder}

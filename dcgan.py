@@ -176,7 +176,7 @@ def prepare_images(args, checkpoint):
     if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
-    reading = checkpoint.get("reading", EARLIER_READING) if checkpoint else None
+    reading = {"crop": args.crop} | (checkpoint.get("reading", EARLIER_READING) if checkpoint else {})
     if not first:
         distributed.all_gather_object(None)  # wait for the first process of this machine
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():

@@ -16,6 +16,8 @@ from support.sources import no_empty_folders
 def open_celeba(dataroot, image_size, classes):
     """Return CelebA's aligned images, unpacked or downloaded if need be. Raises UserError if that fails."""
     root = Path(dataroot or "data")
+    if root.is_file():
+        raise UserError(f"--dataroot {root} is a file; name the folder that holds it, or use --dataset folder")
     found, why = find_celeba(root), ""
     if not found:
         try:

@@ -17,10 +17,11 @@ AS_BEFORE = PixelRange()  # as in earlier versions
 UNUSED_ALPHA = ("BMP", "DIB", "TGA")  # in which many programs leave alpha at zero, where all would be transparent
 
 
-def prepare(image, image_size, nc, pixel_range=AS_BEFORE):
+def prepare(image, image_size, nc, pixel_range=AS_BEFORE, crop=0):
     """Return any PIL image as uint8 (nc, image_size, image_size): upright, on white, in RGB (nc 3) or grey (nc 1).
 
-    pixel_range: what becomes 0 to 255 in an image of more than 8 bits.
+    pixel_range: what becomes 0 to 255 in an image of more than 8 bits. crop: use only the central square of this side,
+    or the largest one of a smaller image (0: use the whole image).
 
     The shorter side is resized to image_size, then the centre is cropped, with the same pixels as torchvision's
     Resize(image_size) and CenterCrop(image_size).
@@ -38,6 +39,10 @@ def prepare(image, image_size, nc, pixel_range=AS_BEFORE):
         image = image.convert(mode)
     width, height = image.size
     short = min(width, height)
+    if crop:
+        short = min(short, crop)
+        left, top = round((width - short) / 2), round((height - short) / 2)
+        image, width, height = image.crop((left, top, left + short, top + short)), short, short
     width, height = image_size * width // short, image_size * height // short
     if width * height > Image.MAX_IMAGE_PIXELS:
         raise ValueError("aspect ratio too extreme")
@@ -49,8 +54,8 @@ def prepare(image, image_size, nc, pixel_range=AS_BEFORE):
 class DecodedImages(Dataset):
     """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
-    def __init__(self, source, image_size, nc, pixel_range=AS_BEFORE):
-        self.source, self.image_size, self.nc, self.pixel_range = source, image_size, nc, pixel_range
+    def __init__(self, source, image_size, nc, pixel_range=AS_BEFORE, crop=0):
+        self.source, self.image_size, self.nc, self.pixel_range, self.crop = source, image_size, nc, pixel_range, crop
         self.shape = (nc, image_size, image_size)
 
     def __len__(self):
@@ -61,7 +66,7 @@ class DecodedImages(Dataset):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # Pillow's, of flaws that it can do without
                 warnings.simplefilter("error", Image.DecompressionBombWarning)  # an image too large to decode safely
-                return prepare(self.source[i], self.image_size, self.nc, self.pixel_range), []
+                return prepare(self.source[i], self.image_size, self.nc, self.pixel_range, self.crop), []
         except Exception as error:  # a damaged image can make its decoder raise anything
             return None, [f"{self.source.name(i)} ({error_text(error)})"]
 
@@ -147,5 +152,5 @@ def check_skipped(skipped, total):
     """Raise UserError if more than half of `total` images could not be read."""
     if len(skipped) > total / 2:
         raise UserError(
-            f"{len(skipped):,} of {counted(total, 'image')} cannot be read, first {skipped[0]}; is the folder right?"
+            f"{len(skipped):,} of {counted(total, 'image')} cannot be read, first {skipped[0]}; is --dataroot right?"
         )

@@ -1,4 +1,4 @@
-"""Folders of images: which files are taken for images, which are passed over."""
+"""Image files: which of a folder or an archive are taken for images, which are passed over; those of a folder."""
 
 import collections
 import hashlib
@@ -15,33 +15,39 @@ DERIVED = ("@eaDir", "__MACOSX")  # folders in which a NAS or macOS keeps thumbn
 SAMPLE = 100  # files of each extension
 
 
-class FolderSource(Source):
-    """All images below the folder `root`: flat, in class folders or deeper. Hidden files and folders are left out.
+class ImageFiles(Source):
+    """All images among the files below `root`: flat, in class folders or deeper. Hidden ones are left out.
 
-    earlier: take the images that earlier versions of the program took.
+    A subclass lists the files and reads them. earlier: take the images that earlier versions of the program took.
     """
 
     def __init__(self, root, earlier=False):
         self.root, self.unlisted, self.earlier = Path(root), {}, earlier
         self.place = str(self.root.resolve())
-        if not os.path.isdir(self.root):  # a Path could raise instead
-            raise UserError(f"--dataroot {root}: there is no such folder")
         self.names, self.other_files, self.other_folders = [], collections.Counter(), []
-        self.find_images()
+
+    def find_images(self, walk):
+        """Find the images of `walk`, which yields (folder, folders in it, files in it) as os.walk does.
+
+        Folders are relative to `root`. Those that are removed from the list are not entered. Raises UserError if there
+        are no images.
+        """
+        self.take_images(walk)
         self.names.sort()
         self.passed_over = in_words(self.other_files, self.other_folders)
         if not self.names:
             kinds = ", ".join(f"*{extension}" for extension in EARLIER_EXTENSIONS)
             found = f" (passed over {self.passed_over})" if self.passed_over else ""
+            heic = [extension for extension in (".heic", ".heif") if extension in self.other_files]
+            found += f"; convert the {' and '.join(heic)} files to .jpg first" if heic else ""
             raise UserError(
-                f"--dataroot {root}: no images; looked for {kinds}, ... in it and below, as {root}/any/name.jpg{found}"
+                f"--dataroot {self.root}: no images; looked for {kinds}, ... in it and below, as"
+                f" {self.root}/any/name.jpg{found}"
             )
 
-    def find_images(self):
-        extensions, seen = EARLIER_EXTENSIONS if self.earlier else readable_formats(), set()
-        for folder, below, names in os.walk(self.root, onerror=self.cannot_list, followlinks=True):
-            seen.add(os.path.realpath(folder))
-            inside = os.path.relpath(folder, self.root)
+    def take_images(self, walk):
+        extensions = EARLIER_EXTENSIONS if self.earlier else readable_formats()
+        for inside, below, names in walk:
             if {"args.json", "log.csv", "checkpoint.pth"} <= set(names):  # a run folder holds generated images
                 if inside == ".":
                     raise UserError(f"--dataroot {self.root} is a run folder, of generated images; name another folder")
@@ -52,22 +58,47 @@ class FolderSource(Source):
                 derived = [name for name in below if name.startswith(".") or name in DERIVED]
                 self.other_folders += [os.path.normpath(os.path.join(inside, name)) for name in derived]
                 below[:] = [name for name in below if name not in derived]
-            # Links can form a loop.
-            below[:] = sorted(d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen)
             for name in names:
                 if extension_of(name) in extensions and not name.startswith("."):
                     self.names.append(os.path.normpath(os.path.join(inside, name)))
                 elif not name.startswith("."):
                     self.other_files[extension_of(name) or "without extension"] += 1
 
+    def __len__(self):
+        return len(self.names)
+
+    def name(self, i):
+        return self.names[i]
+
+    def sample(self):
+        numbers = {}
+        for i, name in enumerate(self.names):
+            numbers.setdefault(extension_of(name), []).append(i)
+        return [i for group in numbers.values() for i in group[:: -(-len(group) // SAMPLE)]]
+
+
+class FolderSource(ImageFiles):
+    """All images below the folder `root`."""
+
+    def __init__(self, root, earlier=False):
+        super().__init__(root, earlier)
+        if not os.path.isdir(self.root):  # a Path could raise instead
+            raise UserError(f"--dataroot {root}: there is no such folder")
+        self.find_images(self.walk())
+
+    def walk(self):
+        seen = set()
+        for folder, below, names in os.walk(self.root, onerror=self.cannot_list, followlinks=True):
+            seen.add(os.path.realpath(folder))
+            yield os.path.relpath(folder, self.root), below, names
+            # Links can form a loop.
+            below[:] = sorted(d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen)
+
     def cannot_list(self, error):
         self.unlisted[str(error.filename)] = error.strerror
 
     def as_in_earlier_versions(self):
         return FolderSource(self.root, earlier=True)
-
-    def __len__(self):
-        return len(self.names)
 
     def path(self, i):
         """Return the path of image i. Raises ValueError if it is no file or too large a one, OSError if it is gone."""
@@ -88,15 +119,6 @@ class FolderSource(Source):
             while block := file.read(1 << 20):
                 digest.update(block)
         return digest.hexdigest()
-
-    def name(self, i):
-        return self.names[i]
-
-    def sample(self):
-        numbers = {}
-        for i, name in enumerate(self.names):
-            numbers.setdefault(extension_of(name), []).append(i)
-        return [i for group in numbers.values() for i in group[:: -(-len(group) // SAMPLE)]]
 
     def identity(self):
         return [self.place, [(name, *size_and_mtime(self.root / name)) for name in self.names]]
@@ -119,11 +141,3 @@ def in_words(counts, folders):
         names = ", ".join(sorted(folders)[:3]) + (", ..." if len(folders) > 3 else "")
         parts.append(f"{counted(len(folders), 'folder')}: {names}")
     return ", ".join(parts)
-
-
-def open_folder(dataroot, image_size, classes):
-    if dataroot is None:
-        raise UserError(
-            "--dataroot is missing: name a folder of images, as in --dataroot photos with photos/any/name.jpg"
-        )
-    return FolderSource(dataroot)

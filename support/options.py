@@ -15,10 +15,12 @@ from support.image_sizes import check_image_size
 from support.run_folder import RunFolder
 
 # Options that a resumed run cannot change, and those that it keeps unless they are given again.
-FIXED = ("dataset", "classes", "image_size", "nc", "nz", "ngf", "ndf")
+FIXED = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
 KEPT = (*FIXED, "contrast", "precision", "compile", "dataroot", "cache", "workers")
 KEPT += ("niter", "save_every", "keep", "log_every", "fid")
+NEW = {"augment": "none", "crop": 0}  # values in runs of earlier versions, which did not have these options
+GREY = ("fashion-mnist", "kmnist", "mnist")  # data sets of grey images
 
 
 def build_parser(description, datasets):
@@ -29,11 +31,15 @@ def build_parser(description, datasets):
     add = parser.add_argument_group("images").add_argument
     text = f"data set: {', '.join(datasets)} (default: cartoon; with --dataroot: folder)"
     add("--dataset", default="cartoon", choices=datasets, metavar="NAME", help=text)
-    text = "folder of the data set (default for celeba, cifar10, lsun and mnist: data)"
-    add("--dataroot", type=expanduser, metavar="DIR", help=text)
+    text = "folder of the data set (default: data); for folder, imagenet and lfw: a folder of images, a .zip, .tar"
+    text += " or .tar.gz archive of one, or a .npy or .npz array (no default)"
+    add("--dataroot", type=expanduser, metavar="PATH", help=text)
     add("--classes", default="bedroom", metavar="A,B", help=f"classes of lsun, separated by commas {default}")
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
-    add("--nc", type=int, choices=(1, 3), help="channels: 1 grey, 3 RGB (default for mnist: 1, otherwise: 3)")
+    text = "use only the centre of each image, N x N, before resizing (CelebA: often 108 or 140); off: 0"
+    add("--crop", type=number(int, 0), default=0, metavar="N", help=text)
+    text = f"channels: 1 grey, 3 RGB (default for {', '.join(GREY)}: 1, otherwise: 3)"
+    add("--nc", type=int, choices=(1, 3), help=text)
     add("--workers", type=number(int, 0), default=2, metavar="N", help=f"processes that decode images {default}")
     text = 'folder for prepared images; "none" decodes them every time (default: user cache)'
     add("--cache", type=expanduser, metavar="DIR", help=text)
@@ -105,7 +111,7 @@ def parse_options(parser, argv, world_size):
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
-            saved = {"augment": "none"} | checkpoint["options"]  # that of an earlier version has no such option
+            saved = NEW | checkpoint["options"]
             parser.set_defaults(**{name: saved[name] for name in KEPT if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)
@@ -119,7 +125,7 @@ def parse_options(parser, argv, world_size):
             check_image_size(args.image_size)
         except UserError as error:
             raise UserError(f"--imageSize: {error}") from None
-        args.nc = args.nc or (1 if args.dataset == "mnist" else 3)
+        args.nc = args.nc or (1 if args.dataset in GREY else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)
         if args.dataroot and os.path.realpath(args.dataroot) == os.path.realpath(args.outf):
@@ -140,6 +146,7 @@ def options_without_effect(args, world_size):
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return (  # option, where it has no effect, why and what may have been meant
         ("dataroot", args.dataset == "cartoon", "cartoon images are drawn; a folder of images is --dataset folder"),
+        ("crop", args.dataset in ("cartoon", "fake"), f"{args.dataset} images are made in the size of --imageSize"),
         ("classes", args.dataset != "lsun" and args.classes != "bedroom", "only --dataset lsun has classes"),
         ("sync_bn", max(args.ngpu, world_size) == 1, "one process has the whole batch; --ngpu N starts N processes"),
         ("ngpu", world_size > 1 and args.ngpu not in (1, local, world_size), f"torchrun has started {world_size}"),

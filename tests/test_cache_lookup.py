@@ -6,8 +6,18 @@ import shutil
 
 import numpy as np
 import pytest
-from helpers import FOLDER, contents, expected_contents, noise, run_dcgan, write_images, write_lmdb
+from helpers import (
+    FOLDER,
+    contents,
+    expected_contents,
+    noise,
+    run_dcgan,
+    torchvision_pixels,
+    write_images,
+    write_lmdb,
+)
 from PIL import Image
+from torchvision import transforms
 
 import data
 from data import load_images
@@ -163,6 +173,26 @@ def test_the_names_of_arrays_are_those_of_earlier_versions(tmp_path, monkeypatch
     os.utime(tmp_path / "in" / "a.bmp", ns=(5, 5))
     monkeypatch.setattr("support.image_folder.Path.resolve", lambda _: "/in")
     assert load_images("folder", tmp_path / "in", 16).path.name == "folder-16x3-01f65d9e3cc2bb72.npy"
+
+
+# Cropped images
+
+
+def test_each_crop_has_its_own_array(folder, tmp_path, monkeypatch):
+    whole = load_images("folder", folder, 16)
+    assert load_images("folder", folder, 16, reading={"crop": 0}).path == whole.path
+    touch(folder)  # so that arrays of the same contents are looked for
+    paths = [path for path in folder.rglob("*.*") if path.name != "damaged.png"]
+    for crop in (9, 12):
+        for _ in range(2):
+            images = load_images("folder", folder, 16, reading={"crop": crop})
+            squares = [transforms.CenterCrop(crop)(Image.open(path)) for path in paths]
+            assert contents(images) == sorted(torchvision_pixels(square, 16).tobytes() for square in squares)
+            assert images.path.name.startswith(f"folder-16x3-crop{crop}-")
+            assert images.identity == whole.identity
+        touch(folder)
+    assert load_images("folder", folder, 16).path == whole.path
+    assert len(arrays(tmp_path)) == 3
 
 
 # In a run

@@ -101,6 +101,12 @@ def test_a_download_that_fails_says_what_to_do(tmp_path):
     assert_cannot_load(tmp_path / "in", *steps, dataset="celeba", dataroot=tmp_path / "in")
 
 
+def test_an_archive_itself_is_no_folder_of_celeba(tmp_path):
+    (tmp_path / "img_align_celeba.zip").touch()
+    words = "img_align_celeba.zip is a file; name the folder that holds it, or use --dataset folder"
+    assert_cannot_load(words, dataset="celeba", dataroot=tmp_path / "img_align_celeba.zip")
+
+
 def test_celeba_is_downloaded_if_it_is_not_there(tmp_path, monkeypatch):
     place = "celeba/img_align_celeba"  # where torchvision puts it
     monkeypatch.setattr(datasets, "CelebA", lambda root, *_, **__: write_images(Path(root) / place, "1.jpg"))

@@ -1,23 +1,33 @@
 """Prepared images: the batches of an epoch, their shards, and where the images are kept."""
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from helpers import (
     FOLDER,
     assert_cannot_load,
+    assert_refused,
     assert_same,
+    assert_same_run,
+    checkpoint,
     contents,
     epoch_of,
     expected_contents,
     log_rows,
+    noise,
     run_dcgan,
+    torchvision_pixels,
     write_images,
+    write_lmdb,
 )
+from PIL import Image
 from torchvision import datasets
 
 from data import SOURCES, PreparedImages, load_images
 from support.cartoon import CartoonSource
+from support.sources import TorchvisionSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -49,6 +59,26 @@ def test_images_that_the_program_makes_are_the_same_from_the_cache(dataset, monk
     streamed, cached = (load_images(dataset, None, 16, cache=cache) for cache in ("none", None))
     assert_same(epoch_of(cached, 16), epoch_of(streamed, 16))
     assert len(set(contents(cached))) == len(cached) == 30
+
+
+@pytest.mark.parametrize("cache", [None, "none"])
+@pytest.mark.parametrize("kind", ["folder", "zip", "npy", "celeba", "lsun", "cifar10"])
+def test_every_data_set_of_images_is_cropped(kind, cache, tmp_path, monkeypatch):
+    pixels = [np.asarray(noise(20, 26, seed=i)) for i in range(5)]
+    for i, image in enumerate(pixels):
+        (tmp_path / "img_align_celeba").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "img_align_celeba" / f"{i}.jpg", "PNG")
+    shutil.make_archive(tmp_path / "a", "zip", tmp_path / "img_align_celeba")
+    np.save(tmp_path / "a.npy", pixels)
+    write_lmdb(tmp_path / "bedroom_train_lmdb", map(Image.fromarray, pixels))
+    held = type("CIFAR10", (), {"__len__": lambda _: 5, "__getitem__": lambda _, i: (Image.fromarray(pixels[i]), 0)})
+    held.data = np.stack(pixels)
+    monkeypatch.setitem(SOURCES, "cifar10", lambda *_: TorchvisionSource(held()))
+    dataroot = tmp_path / {"zip": "a.zip", "npy": "a.npy", "folder": "img_align_celeba"}.get(kind, "")
+    dataset = "folder" if kind in ("zip", "npy") else kind
+    images = load_images(dataset, dataroot, 16, cache=cache, reading={"crop": 14})
+    squares = [Image.fromarray(image[6:20, 3:17]) for image in pixels]
+    assert contents(images) == sorted(torchvision_pixels(square, 16).tobytes() for square in squares)
 
 
 # Batches
@@ -152,3 +182,28 @@ def test_fewer_images_than_a_batch_train(tmp_path, capsys):
     assert run_dcgan(tmp_path / "out", *FOLDER, "--dataroot", tmp_path / "in", "--workers", 0, "--niter", 2) == 0
     assert "fewer images than --batchSize 128: every step uses all 3" in capsys.readouterr().out
     assert [row["images"] for row in log_rows(tmp_path / "out")] == [3, 6]
+
+
+def test_a_run_keeps_its_crop(tmp_path, capsys):
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    options = [*FOLDER, "--dataroot", tmp_path / "in", "--workers", 0, "--batchSize", 4, "--manualSeed", 3]
+    assert run_dcgan(tmp_path / "whole", *options, "--crop", 14, "--niter", 2) == 0
+    assert run_dcgan(tmp_path / "out", *options, "--crop", 14, "--niter", 1) == 0
+    assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume", "--crop", 12), capsys, "has --crop 14, not 12")
+    assert run_dcgan(tmp_path / "out", "--resume", "--niter", 2, "--cache", "none") == 0
+    assert_same_run(tmp_path / "out", tmp_path / "whole")
+
+
+def test_a_run_that_an_earlier_version_began_uses_whole_images_and_its_array(tmp_path, capsys):
+    write_images(tmp_path / "in", *(f"{i}.png" for i in range(8)))
+    options = [*FOLDER, "--dataroot", tmp_path / "in", "--workers", 0, "--batchSize", 4, "--manualSeed", 3]
+    assert run_dcgan(tmp_path / "out", *options, "--niter", 1) == 0
+    whole = shutil.copytree(tmp_path / "out", tmp_path / "whole")
+    assert run_dcgan(whole, "--resume", "--niter", 2) == 0
+    state = checkpoint(tmp_path / "out")
+    assert (state["options"].pop("crop"), state["reading"].pop("crop")) == (0, 0)
+    torch.save(state, tmp_path / "out" / "checkpoint.pth")
+    capsys.readouterr()
+    assert run_dcgan(tmp_path / "out", "--resume", "--niter", 2) == 0
+    assert "preparing" not in capsys.readouterr().out
+    assert_same_run(tmp_path / "out", whole)

@@ -5,6 +5,7 @@ import io
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import struct
 import subprocess
@@ -34,6 +35,7 @@ from helpers import (
 )
 from PIL import Image
 from torch.utils.data import dataloader
+from torchvision import transforms
 
 import data
 from data import load_images
@@ -60,6 +62,27 @@ def test_prepare_equals_torchvision_in_every_pixel(size, nc):
         pixels = prepare(image.copy(), size, nc)
         assert pixels.dtype == np.uint8
         assert np.array_equal(pixels, torchvision_pixels(image, size, nc)), (width, height)
+
+
+@pytest.mark.parametrize("nc", [3, 1])
+@pytest.mark.parametrize("crop", [1, 20, 31, 140])
+def test_crop_takes_the_centre_and_of_small_images_the_largest_square(crop, nc):
+    for seed, (width, height) in enumerate(SIZES):
+        image = noise(width, height, seed=seed)
+        square = transforms.CenterCrop(min(crop, width, height))(image)
+        assert np.array_equal(prepare(image.copy(), 16, nc, crop=crop), torchvision_pixels(square, 16, nc))
+
+
+def test_the_centre_is_that_of_the_upright_image_and_its_transparency_counts(tmp_path):
+    corners, exif = Image.new("RGBA", (21, 40), "red"), Image.Exif()
+    corners.paste((0, 0, 255, 0), (5, 10, 15, 20))  # what is shown there is white
+    exif[0x112] = 6  # as the camera stored it: the square is above the centre, and once turned to its right
+    corners.save(tmp_path / "a.png", exif=exif)
+    assert (prepare(Image.open(tmp_path / "a.png"), 16, 3, crop=140) != 255).any()
+    upright = corners.rotate(-90, expand=True)
+    left, top = round((40 - 9) / 2), round((21 - 9) / 2)
+    square = Image.alpha_composite(Image.new("RGBA", (40, 21), "white"), upright).crop((left, top, left + 9, top + 9))
+    assert np.array_equal(prepare(Image.open(tmp_path / "a.png"), 16, 3, crop=9), torchvision_pixels(square, 16))
 
 
 @pytest.mark.parametrize(("orientation", "quarter_turns"), [(1, 0), (3, 2), (6, 1), (8, -1)])
@@ -201,7 +224,7 @@ def test_neither_flaws_nor_many_workers_make_libraries_write(workers, tmp_path, 
 def test_if_no_image_can_be_read_it_says_so(tmp_path):
     for path in write_images(tmp_path / "in", *(f"{i}.png" for i in range(5))):
         path.write_bytes(b"")
-    with pytest.raises(UserError, match=r"[345] of 5 images cannot be read, first .\.png .*; is the folder right"):
+    with pytest.raises(UserError, match=r"[345] of 5 images cannot be read, first .\.png .*; is --dataroot right"):
         contents(load_images("folder", tmp_path / "in", 16, cache="none"))
 
 
@@ -268,14 +291,22 @@ def spawn():
 # By default only the hardest: an open database cannot go to a worker. Each worker takes seconds to import torch.
 @pytest.mark.parametrize(
     ("dataset", "cache"),
-    [("lsun", "none"), *(pytest.param(*case, marks=pytest.mark.slow) for case in [("lsun", None), ("folder", "none")])],
+    [
+        ("lsun", "none"),
+        pytest.param("lsun", None, marks=pytest.mark.slow),
+        *(pytest.param(f"folder{kind}", "none", marks=pytest.mark.slow) for kind in ("", ".zip", ".tar.gz", ".npz")),
+    ],
 )
 @pytest.mark.usefixtures("spawn")
 def test_workers_can_be_spawned(dataset, cache, tmp_path):
     write_images(tmp_path / "folder", *(f"{i}.png" for i in range(7)))
     write_lmdb(tmp_path / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(7)])
-    images = load_images(dataset, tmp_path / dataset, 16, cache=cache, workers=1)
-    assert_same(epoch_of(images), epoch_of(load_images(dataset, tmp_path / dataset, 16, cache=tmp_path / "other")))
+    for kind in ("zip", "gztar"):
+        shutil.make_archive(tmp_path / "folder", kind, tmp_path / "folder")
+    np.savez(tmp_path / "folder.npz", np.stack([np.asarray(noise(seed=i)) for i in range(7)]))
+    source = dataset.split(".")[0], tmp_path / dataset, 16
+    images = load_images(*source, cache=cache, workers=1)
+    assert_same(epoch_of(images), epoch_of(load_images(*source, cache=tmp_path / "other")))
 
 
 def test_what_goes_to_a_worker_can_be_pickled(tmp_path):

@@ -413,6 +413,6 @@ def test_images_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, world_s
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (0, world_size))
     monkeypatch.setattr(distributed, "all_gather_object", lambda value: value and [value, *others])
     with pytest.raises(UserError) as refusal:
-        dcgan.prepare_images(argparse.Namespace(**options, cache=str(tmp_path)), None)
+        dcgan.prepare_images(argparse.Namespace(**options, crop=0, cache=str(tmp_path)), None)
     assert words in str(refusal.value)
     assert "\n" not in str(refusal.value)

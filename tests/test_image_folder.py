@@ -56,7 +56,7 @@ def test_many_kinds_of_files_take_one_line(tmp_path):
 
 def test_a_folder_of_other_files_is_refused_and_says_what_they_are(tmp_path):
     write_others(tmp_path / "in", "a.heic", "b.heic", "c.mov", ".hidden/d.png")
-    words = ["*.jpg", "(passed over 2 .heic, 1 .mov, 1 folder: .hidden)"]
+    words = ["*.jpg", "(passed over 2 .heic, 1 .mov, 1 folder: .hidden); convert the .heic files to .jpg first"]
     assert_cannot_load(*words, dataset="folder", dataroot=tmp_path / "in")
 
 

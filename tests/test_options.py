@@ -32,7 +32,7 @@ def test_the_papers_recipe_is_the_default(tmp_path):
     options, checkpoint = parse(tmp_path / "new")
     expected = {"image_size": 64, "nc": 3, "nz": 100, "ngf": 64, "ndf": 64, "batch_size": 128}
     expected |= {"lr": 0.0002, "beta1": 0.5, "flip": False, "compile": False, "fid": 0, "resume": False}
-    expected |= {"augment": "none"}
+    expected |= {"augment": "none", "crop": 0}
     assert expected.items() <= vars(options).items()
     assert checkpoint is None
     assert list(tmp_path.iterdir()) == []
@@ -87,7 +87,8 @@ def test_help_fits_a_terminal_and_needs_no_docstrings(monkeypatch, capsys):
 
 
 def test_channels_and_seed_that_are_not_given_are_chosen(tmp_path):
-    assert [parse(tmp_path, "--dataset", name)[0].nc for name in ("mnist", "cifar10")] == [1, 3]
+    grey = {name for name in SOURCES if parse(tmp_path, "--dataset", name)[0].nc == 1}
+    assert grey == {"mnist", "fashion-mnist", "kmnist"}
     assert parse(tmp_path, "--dataset", "mnist", "--nc", 3)[0].nc == 3
     seeds = {parse(tmp_path)[0].manual_seed for _ in range(20)}
     assert len(seeds) > 10
@@ -149,6 +150,7 @@ NUMBERS = {  # values out of range
     "--ngf": "0",
     "--ndf": "0",
     "--nc": "2",
+    "--crop": "-1 x",
     "--fid": "-1",
     "--log-every": "0",
     "--save-every": "0",
@@ -172,6 +174,9 @@ REFUSED += [
         "--dataset cartoon --dataroot {m}",
         "--dataroot has no effect here: cartoon images are drawn; a folder of images is",
     ),
+    ("--crop 20", "--crop has no effect here: cartoon images are made in the size of --imageSize"),
+    ("--dataset fake --crop 20", "--crop has no effect here: fake images"),
+    ("--dataroot {m}/G.pth", "{m}/G.pth is a file; --dataroot takes a folder of images, an archive (.zip"),
     ("--classes church", "--classes has no effect here: only --dataset lsun has classes"),
     ("--dataset mnist --dataroot {m} --classes church", "--classes"),
     ("--sync-bn", "--sync-bn has no effect here: one process has the whole batch; --ngpu N starts N processes"),
@@ -225,7 +230,17 @@ def test_old_runs_are_neither_changed_nor_overwritten(unbroken, capsys, argument
 
 @pytest.mark.parametrize(
     "option",
-    ["--dataset mnist", "--classes church", "--imageSize 32", "--nc 1", "--nz 7", "--ngf 7", "--ndf 7", "--batchSize 7"]
+    [
+        "--dataset mnist",
+        "--classes church",
+        "--imageSize 32",
+        "--crop 20",
+        "--nc 1",
+        "--nz 7",
+        "--ngf 7",
+        "--ndf 7",
+        "--batchSize 7",
+    ]
     + ["--lr 0.5", "--beta1 0.75", "--ema 0.5", "--flip", "--augment color", "--sync-bn", "--manualSeed 7"],
 )
 def test_what_makes_a_run_may_not_change(unbroken, capsys, option):
@@ -234,12 +249,14 @@ def test_what_makes_a_run_may_not_change(unbroken, capsys, option):
     assert hashes(unbroken) == before
 
 
-def test_a_run_of_an_earlier_version_has_no_augmentation(run, capsys):
+@pytest.mark.parametrize(("option", "before", "now"), [("augment", "none", "color"), ("crop", 0, 108)])
+def test_a_run_of_an_earlier_version_has_no_augmentation_and_no_crop(run, capsys, option, before, now):
     state = torch.load(run / "checkpoint.pth", weights_only=True)
-    assert state["options"].pop("augment") == "none"
+    assert state["options"].pop(option) == before
     torch.save(state, run / "checkpoint.pth")
-    assert parse(run, "--resume")[0].augment == "none"
-    assert_refused(lambda: parse(run, "--resume", "--augment", "color"), capsys, "has --augment none, not color")
+    assert getattr(parse(run, "--resume")[0], option) == before
+    words = f"has --{option} {before}, not {now}"
+    assert_refused(lambda: parse(run, "--resume", f"--{option}", now), capsys, words)
 
 
 def test_only_distances_of_equally_many_samples_are_compared(run, capsys, monkeypatch):

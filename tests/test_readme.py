@@ -4,6 +4,7 @@ import re
 import shlex
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from helpers import ROOT, files, finish, noise, start, write_images, write_lmdb
@@ -29,6 +30,8 @@ def home(tmp_path_factory):
     home = tmp_path_factory.mktemp("readme") / "home"
     names = ["photos/a.png", "photos/b/c.png", "faces/a.png", "cifar/a/b.png"]
     write_images(home, *names, "data/celeba/img_align_celeba/000001.jpg")
+    shutil.make_archive(home / "photos", "zip", home / "photos")
+    np.save(home / "photos.npy", [np.asarray(noise(seed=i)) for i in range(3)])
     write_lmdb(home / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(3)])
     raw = home / "data" / "MNIST" / "raw"
     raw.mkdir(parents=True)

@@ -24,6 +24,7 @@ from helpers import (
 from torchvision import datasets
 
 from data import load_images
+from support.sources import TorchvisionSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -147,42 +148,93 @@ def test_every_format_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("nc", [1, 3])
-def test_mnist_is_read_in_torchvisions_layout(nc, tmp_path):
-    raw = tmp_path / "in" / "MNIST" / "raw"
+@pytest.mark.parametrize("name", ["MNIST", "FashionMNIST", "KMNIST"])
+def test_mnist_and_its_kind_are_read_in_torchvisions_layout(name, nc, tmp_path):
+    raw = tmp_path / "in" / name / "raw"
     raw.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (9, 28, 28), dtype=np.uint8)
     for part, count in (("train", 6), ("t10k", 3)):
         header = struct.pack(">4B3I", 0, 0, 8, 3, count, 28, 28)
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels[:count].tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, count) + bytes(count))
-    images = load_images("mnist", tmp_path / "in", 28, nc=nc)
+    dataset = name.lower().replace("fashion", "fashion-")
+    images = load_images(dataset, tmp_path / "in", 28, nc=nc)
     assert contents(images) == sorted(np.stack([row] * nc).tobytes() for row in pixels[:6])
 
 
-def test_cifar10_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
-    folder = tmp_path / "in" / "cifar-10-batches-py"
+@pytest.mark.parametrize("kind", [datasets.CIFAR10, datasets.CIFAR100])
+def test_cifar_is_read_in_torchvisions_layout(kind, tmp_path, monkeypatch):
+    folder = tmp_path / "in" / {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}[kind.__name__]
     folder.mkdir(parents=True)
     pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
     batch = pickle.dumps({"data": pixels.reshape(7, -1), "labels": [0] * 7})
-    meta = pickle.dumps({"label_names": ["airplane"]})
-    (folder / "data_batch_1").write_bytes(batch)
-    (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(datasets.CIFAR10, "train_list", [["data_batch_1", hashlib.md5(batch).hexdigest()]])
-    monkeypatch.setattr(datasets.CIFAR10, "test_list", [])
-    monkeypatch.setattr(datasets.CIFAR10, "meta", datasets.CIFAR10.meta | {"md5": hashlib.md5(meta).hexdigest()})
-    assert contents(load_images("cifar10", tmp_path / "in", 32)) == sorted(row.tobytes() for row in pixels)
+    meta = pickle.dumps({kind.meta["key"]: ["airplane"]})
+    (folder / "train").write_bytes(batch)
+    (folder / kind.meta["filename"]).write_bytes(meta)
+    monkeypatch.setattr(kind, "train_list", [["train", hashlib.md5(batch).hexdigest()]])
+    monkeypatch.setattr(kind, "test_list", [])
+    monkeypatch.setattr(kind, "meta", kind.meta | {"md5": hashlib.md5(meta).hexdigest()})
+    images = load_images(kind.__name__.lower(), tmp_path / "in", 32)
+    assert contents(images) == sorted(row.tobytes() for row in pixels)
 
 
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10"])
+def test_the_unlabeled_images_of_stl10_are_read_in_torchvisions_layout(tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 96, 96), dtype=np.uint8)
+    (tmp_path / "in" / "stl10_binary").mkdir(parents=True)
+    hashes = {}
+    for name, count in (("unlabeled_X", 7), ("train_X", 2), ("test_X", 2), ("train_y", 0), ("test_y", 0)):
+        content = pixels[:count].transpose(0, 1, 3, 2).tobytes()  # column by column
+        (tmp_path / "in" / "stl10_binary" / f"{name}.bin").write_bytes(content)
+        hashes[f"{name}.bin"] = hashlib.md5(content).hexdigest()
+    for part in ("train_list", "test_list"):
+        names = [name for name, _ in getattr(datasets.STL10, part)]
+        monkeypatch.setattr(datasets.STL10, part, [[name, hashes[name]] for name in names])
+    images = load_images("stl10", tmp_path / "in", 96)
+    assert contents(images) == sorted(row.tobytes() for row in pixels)
+
+
+def test_svhn_is_read_in_torchvisions_layout(tmp_path, monkeypatch):
+    scipy_io = pytest.importorskip("scipy.io")
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 3, 32, 32), dtype=np.uint8)
+    (tmp_path / "in").mkdir()
+    path = tmp_path / "in" / "train_32x32.mat"
+    scipy_io.savemat(path, {"X": pixels.transpose(2, 3, 1, 0), "y": np.ones((7, 1))})
+    train = [*datasets.SVHN.split_list["train"][:2], hashlib.md5(path.read_bytes()).hexdigest()]
+    monkeypatch.setattr(datasets.SVHN, "split_list", {"train": train})
+    assert contents(load_images("svhn", tmp_path / "in", 32)) == sorted(row.tobytes() for row in pixels)
+
+
+def test_a_package_that_torchvision_needs_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    words = "--dataset svhn needs the scipy package: pip install scipy"
+    assert_cannot_load(words, dataset="svhn", dataroot=tmp_path / "in")
+
+
+def test_images_in_memory_are_known_by_one_hash_whatever_their_number_and_layout():
+    class Dataset(datasets.VisionDataset):
+        def __len__(self):
+            return len(self.data)
+
+    for data in (np.arange(25_000).reshape(-1, 1), np.arange(50_000).reshape(2, -1).T):
+        dataset = Dataset()
+        dataset.data = data
+        assert TorchvisionSource(dataset).identity() == hashlib.sha256(data.tobytes()).hexdigest()
+
+
+DOWNLOADED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}
+DOWNLOADED |= {"mnist": "MNIST", "stl10": "STL10"}
+
+
+@pytest.mark.parametrize("dataset", DOWNLOADED)
 def test_a_download_that_fails_is_refused(dataset, tmp_path):
-    assert_cannot_load(tmp_path / "in", dataset.upper(), dataset=dataset, dataroot=tmp_path / "in")
+    assert_cannot_load(tmp_path / "in", DOWNLOADED[dataset], dataset=dataset, dataroot=tmp_path / "in")
 
 
 # In a run
 
 
 @needs_linux
-@pytest.mark.parametrize("dataset", ["mnist", "cifar10", "celeba"])
+@pytest.mark.parametrize("dataset", [*DOWNLOADED, "celeba"])
 def test_a_download_that_fails_leaves_no_new_folders(dataset, tmp_path, monkeypatch):
     def celeba(root, **_):
         (root / "celeba").mkdir(parents=True)
