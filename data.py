@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision import datasets
 
 from support.cache_lookup import open_array
 from support.cartoon import open_cartoon
@@ -30,18 +29,18 @@ from support.survey import survey
 SOURCES = {
     "cartoon": open_cartoon,
     "celeba": open_celeba,
-    "cifar10": functools.partial(open_torchvision, datasets.CIFAR10),
-    "cifar100": functools.partial(open_torchvision, datasets.CIFAR100),
+    "cifar10": functools.partial(open_torchvision, "CIFAR10"),
+    "cifar100": functools.partial(open_torchvision, "CIFAR100"),
     "fake": open_fake,
-    "fashion-mnist": functools.partial(open_torchvision, datasets.FashionMNIST),
+    "fashion-mnist": functools.partial(open_torchvision, "FashionMNIST"),
     "folder": open_own_images,
     "imagenet": open_own_images,
-    "kmnist": functools.partial(open_torchvision, datasets.KMNIST),
+    "kmnist": functools.partial(open_torchvision, "KMNIST"),
     "lfw": open_own_images,
     "lsun": open_lsun,
-    "mnist": functools.partial(open_torchvision, datasets.MNIST),
-    "stl10": functools.partial(open_torchvision, datasets.STL10, split="unlabeled"),
-    "svhn": functools.partial(open_torchvision, datasets.SVHN, split="train", package="scipy"),
+    "mnist": functools.partial(open_torchvision, "MNIST"),
+    "stl10": functools.partial(open_torchvision, "STL10", split="unlabeled"),
+    "svhn": functools.partial(open_torchvision, "SVHN", split="train", package="scipy"),
 }
 NO_DEFAULT_ROOT = ("cartoon", "fake", "folder", "imagenet", "lfw")  # the dataroot of others is "data" by default
 # How a data set is read. formats 1: take only files that earlier versions took; 2: take all. pixel_range: None for that

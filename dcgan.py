@@ -12,6 +12,7 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
+import importlib.metadata
 import io
 import os
 import platform
@@ -21,7 +22,6 @@ import time
 from dataclasses import dataclass
 
 import torch
-import torchvision
 from tqdm import tqdm
 
 from data import EARLIER_READING, SOURCES, PreparedImages, absolute_folders, check_same_images, load_images
@@ -224,7 +224,8 @@ def open_folder(run, checkpoint):
         return
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "torchvision": torchvision.__version__}
+    versions = {"python": platform.python_version(), "torch": torch.__version__}
+    versions["torchvision"] = importlib.metadata.version("torchvision")  # importing it takes a second
     run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
     if first:
         run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed

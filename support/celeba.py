@@ -4,7 +4,6 @@ import shutil
 import zipfile
 from pathlib import Path
 
-from torchvision import datasets
 from tqdm import tqdm
 
 from support.errors import UserError, error_text
@@ -20,6 +19,8 @@ def open_celeba(dataroot, image_size, classes):
         raise UserError(f"--dataroot {root} is a file; name the folder that holds it, or use --dataset folder")
     found, why = find_celeba(root), ""
     if not found:
+        from torchvision import datasets  # it takes a second
+
         try:
             with no_empty_folders(root / "celeba"):
                 datasets.CelebA(root, split="all", download=True)

@@ -1,4 +1,7 @@
-"""Data sets before preparation: what all have in common, and torchvision's data sets."""
+"""Data sets before preparation: what all have in common, torchvision's data sets, and noise.
+
+torchvision is imported where it is needed: that takes nearly as long as importing torch.
+"""
 
 import contextlib
 import hashlib
@@ -7,7 +10,8 @@ import os
 from pathlib import Path
 
 import numpy as np
-from torchvision import datasets
+import torch
+from PIL import Image
 
 from support.errors import UserError, error_text
 
@@ -51,7 +55,7 @@ class Source:
 
 
 class TorchvisionSource(Source):
-    """A data set of torchvision's that holds its images in memory (`data`), or makes them."""
+    """A data set of torchvision's that holds its images in memory, as `data`."""
 
     def __init__(self, dataset):
         self.dataset = dataset
@@ -63,8 +67,6 @@ class TorchvisionSource(Source):
         return self.dataset[i][0]
 
     def identity(self):
-        if isinstance(self.dataset, datasets.FakeData):
-            return [len(self), self.dataset.image_size, self.dataset.random_offset]
         digest = hashlib.sha256()
         for i in range(0, len(self), 10_000):  # in blocks, because STL10's are copied: they lie in another order
             digest.update(np.ascontiguousarray(self.dataset.data[i : i + 10_000]))
@@ -72,20 +74,22 @@ class TorchvisionSource(Source):
 
 
 def open_torchvision(kind, dataroot, image_size, classes, split=None, package=None):
-    """Return the training images of a class of torchvision's, downloaded if need be. Raises UserError.
+    """Return the training images of torchvision's class `kind`, downloaded if need be. Raises UserError.
 
     split: its name for the images, of a class that does not take `train`. package: what torchvision reads it with.
     """
+    from torchvision import datasets
+
     root = Path(dataroot or "data")
     if package and importlib.util.find_spec(package) is None:
-        raise UserError(f"--dataset {kind.__name__.lower()} needs the {package} package: pip install {package}")
+        raise UserError(f"--dataset {kind.lower()} needs the {package} package: pip install {package}")
     part = {"split": split} if split else {"train": True}
     try:
-        with no_empty_folders(root / kind.__name__ / "raw"):
-            return TorchvisionSource(kind(root, **part, download=True))
+        with no_empty_folders(root / kind / "raw"):
+            return TorchvisionSource(getattr(datasets, kind)(root, **part, download=True))
     except Exception as error:  # no network, a folder that cannot be written, files that are not what they should be
         raise UserError(
-            f"--dataroot {root}: {kind.__name__} is not there in torchvision's layout, and the download failed:"
+            f"--dataroot {root}: {kind} is not there in torchvision's layout, and the download failed:"
             f" {error_text(error)}"
         ) from None
 
@@ -103,8 +107,25 @@ def no_empty_folders(folder):
         raise
 
 
+class FakeSource(Source):
+    """1,000 images of noise, the same as those of torchvision's FakeData."""
+
+    def __init__(self, image_size):
+        self.size = (3, image_size, image_size)
+
+    def __len__(self):
+        return 1000
+
+    def __getitem__(self, i):
+        values = torch.randn(self.size, generator=torch.Generator().manual_seed(i)).mul(255).byte()
+        return Image.fromarray(values.permute(1, 2, 0).numpy())
+
+    def identity(self):
+        return [len(self), self.size, 0]
+
+
 def open_fake(dataroot, image_size, classes):
-    return TorchvisionSource(datasets.FakeData(image_size=(3, image_size, image_size)))
+    return FakeSource(image_size)
 
 
 def size_and_mtime(path):

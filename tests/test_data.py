@@ -23,11 +23,10 @@ from helpers import (
     write_lmdb,
 )
 from PIL import Image
-from torchvision import datasets
 
 from data import SOURCES, PreparedImages, load_images
 from support.cartoon import CartoonSource
-from support.sources import TorchvisionSource
+from support.sources import FakeSource, TorchvisionSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -54,7 +53,7 @@ def test_an_unknown_dataset_is_refused_with_those_there_are():
 @pytest.mark.parametrize("dataset", ["cartoon", "fake"])
 def test_images_that_the_program_makes_are_the_same_from_the_cache(dataset, monkeypatch):
     assert len(load_images(dataset, None, 16, cache="none")) == {"cartoon": 10_000, "fake": 1000}[dataset]
-    for source in (CartoonSource, datasets.FakeData):
+    for source in (CartoonSource, FakeSource):
         monkeypatch.setattr(source, "__len__", lambda _: 30)
     streamed, cached = (load_images(dataset, None, 16, cache=cache) for cache in ("none", None))
     assert_same(epoch_of(cached, 16), epoch_of(streamed, 16))

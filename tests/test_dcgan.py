@@ -1,9 +1,11 @@
 """dcgan.py: a run from its options to its files, stopped by signals and kills, and resumed exactly."""
 
 import contextlib
+import importlib.metadata
 import io
 import json
 import os
+import platform
 import shutil
 import signal
 import struct
@@ -163,7 +165,11 @@ def test_the_run_folder_holds_what_the_readme_says(unbroken):
     settings = json.loads((unbroken / "args.json").read_text())
     expected = {"batch_size": BATCH, "manual_seed": 3, "lr": 0.0002, "nc": 3, "image_size": 16, "niter": EPOCHS}
     assert expected.items() <= settings.items()
-    assert settings["versions"]["torch"] == torch.__version__
+    assert settings["versions"] == {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": importlib.metadata.version("torchvision"),
+    }
 
 
 def test_the_log_has_a_row_for_every_twenty_steps_and_for_the_end_of_an_epoch(unbroken):
@@ -177,6 +183,15 @@ def test_the_log_has_a_row_for_every_twenty_steps_and_for_the_end_of_an_epoch(un
         assert all(0 < row[name] < 1 for name in ("D_x", "D_G_z1", "D_G_z2"))
         assert min(row["loss_D_real"], row["loss_D_fake"], row["loss_G"], row["images_per_s"]) > 0
         assert row["loss_D"] == pytest.approx(row["loss_D_real"] + row["loss_D_fake"], rel=1e-5)
+
+
+def test_training_waits_for_no_slow_import(tmp_path):
+    """torchvision takes nearly as long as torch; matplotlib draws the curves, after the first epoch."""
+    command = [*RUN, "--outf", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
+    program = f"import sys, dcgan\ndcgan.train_epoch = lambda *_: print(*sys.modules) or 0\ndcgan.main({command})"
+    found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert "torch" in found.stdout.split()
+    assert not {"torchvision", "matplotlib"} & set(found.stdout.split())
 
 
 def test_weights_files_are_plain_state_dicts(unbroken):

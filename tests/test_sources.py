@@ -24,7 +24,7 @@ from helpers import (
 from torchvision import datasets
 
 from data import load_images
-from support.sources import TorchvisionSource
+from support.sources import FakeSource, TorchvisionSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -160,6 +160,14 @@ def test_mnist_and_its_kind_are_read_in_torchvisions_layout(name, nc, tmp_path):
     dataset = name.lower().replace("fashion", "fashion-")
     images = load_images(dataset, tmp_path / "in", 28, nc=nc)
     assert contents(images) == sorted(np.stack([row] * nc).tobytes() for row in pixels[:6])
+
+
+@pytest.mark.parametrize("size", [16, 40])
+def test_noise_is_that_of_torchvisions_fake_data(size):
+    ours, theirs = FakeSource(size), datasets.FakeData(image_size=(3, size, size))
+    assert len(ours) == len(theirs)
+    assert all(np.array_equal(ours[i], theirs[i][0]) for i in range(0, 1000, 7))
+    assert ours.identity() == [1000, (3, size, size), theirs.random_offset]  # as earlier versions had it
 
 
 @pytest.mark.parametrize("kind", [datasets.CIFAR10, datasets.CIFAR100])
