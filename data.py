@@ -15,7 +15,7 @@ import torch
 from support.cache_lookup import open_array
 from support.cartoon import open_cartoon
 from support.celeba import open_celeba
-from support.decoding import DecodedImages, check_skipped
+from support.decoding import ImageDecoder, check_skipped
 from support.distributed import shard
 from support.errors import UserError, counted
 from support.image_cache import PREPARATION, cache_folder, short_hash
@@ -90,7 +90,7 @@ class PreparedImages:
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         ranges = [range(i, min(i + batch_size, len(self))) for i in range(start * batch_size, len(self), batch_size)]
         shards = [part for part in (shard(batch, rank, world_size) for batch in ranges) if part]
-        if isinstance(self.rows, DecodedImages):
+        if isinstance(self.rows, ImageDecoder):
             yield from self.decoded_batches(shards, order)
             return
         if isinstance(self.rows, torch.Tensor):
@@ -123,7 +123,7 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     if reading["formats"] == 1:
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
-    images, identity = DecodedImages(source, image_size, nc, crop=crop), source.identity()
+    images, identity = ImageDecoder(source, image_size, nc, crop=crop), source.identity()
     facts = {"preparation": PREPARATION, "place": source.place if reading["formats"] == 2 else None}
     facts |= {"identity": short_hash(identity), "files": short_hash(source.names_and_sizes(identity))}
     if cache == "none":
@@ -140,14 +140,14 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
     pixel_range = pixel_range or found.pixel_range
     prepared.identity = {"files": facts["files"], "contents": contents}
     prepared.reading = reading | {"pixel_range": list(pixel_range)}
-    prepared.notes = notes_on(source.passed_over, found.stack, pixel_range)
+    prepared.notes = notes_on(source.passed_over, found.multi_frame, pixel_range)
     return prepared
 
 
-def notes_on(passed_over, stack, pixel_range):
+def notes_on(passed_over, multi_frame, pixel_range):
     """Return lines on what of a data set is not used, or not as its files suggest."""
     notes = [f"passed over {passed_over}"] if passed_over else []
-    notes += [f"some files hold several frames, such as {stack}: only the first is used"] if stack else []
+    notes += [f"some files hold several frames, such as {multi_frame}: only the first is used"] if multi_frame else []
     return notes + pixel_range.in_words()
 
 

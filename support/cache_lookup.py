@@ -10,7 +10,7 @@ from support.survey import survey
 
 
 def open_array(images, path, facts, workers, pixel_range=None):
-    """Return the CachedArray of DecodedImages, that of the file `path` or a copy, or prepare the images into `path`.
+    """Return the CachedArray of ImageDecoder, that of the file `path` or a copy, or prepare the images into `path`.
 
     facts: what to store with the array: preparation, place, identity and files of the data set. pixel_range: the one
     that the array must have (default: that of the array there, or of a survey of the images).
@@ -22,7 +22,7 @@ def open_array(images, path, facts, workers, pixel_range=None):
         array = read_cached(path, images.shape)
     if array is None:
         images.pixel_range = pixel_range or found.pixel_range
-        build_cache(images, path, workers, facts | {"pixel_range": images.pixel_range, "stack": found.stack})
+        build_cache(images, path, workers, facts | {"pixel_range": images.pixel_range, "stack": found.multi_frame})
         array = read_cached(path, images.shape)
         print_outdated_arrays(array)
     return array

@@ -51,7 +51,7 @@ def prepare(image, image_size, nc, pixel_range=AS_BEFORE, crop=0):
     return pixels[top : top + image_size, left : left + image_size].transpose(2, 0, 1)
 
 
-class DecodedImages(Dataset):
+class ImageDecoder(Dataset):
     """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
     def __init__(self, source, image_size, nc, pixel_range=AS_BEFORE, crop=0):

@@ -49,7 +49,7 @@ class CachedArray:
         return PixelRange(*self.info["pixel_range"])
 
     @property
-    def stack(self):
+    def multi_frame(self):
         return self.info["stack"]
 
 

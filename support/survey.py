@@ -1,4 +1,4 @@
-"""A look at a sample of a data set's files: the range of their values, and whether there are stacks."""
+"""A look at a sample of a data set's files: the range of their values, and whether there are files of several frames."""
 
 import contextlib
 import warnings
@@ -14,19 +14,19 @@ class Survey(NamedTuple):
     """What a sample of the files shows."""
 
     pixel_range: PixelRange
-    stack: str | None  # a file of several frames, of which only the first is used
+    multi_frame: str | None  # a file of several frames, of which only the first is used
 
 
 def survey(source):
     """Return the Survey of a Source. It opens the files of its sample, and decodes those of more than 8 bits."""
     silence_libtiff()
-    samples, stack = [], None
+    samples, multi_frame = [], None
     for i in source.sample():
         with contextlib.suppress(Exception), warnings.catch_warnings():  # damage is reported at decoding
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with source[i] as image:
-                if stack is None and has_several_frames(image):
-                    stack = source.name(i)
+                if multi_frame is None and has_several_frames(image):
+                    multi_frame = source.name(i)
                 samples.append(sample_of(image))
-    return Survey(choose_range([sample for sample in samples if len(sample)]), stack)
+    return Survey(choose_range([sample for sample in samples if len(sample)]), multi_frame)

@@ -36,7 +36,7 @@ from data import PreparedImages, load_images
 from generate import write_samples
 from models import Discriminator, Generator, generate_images
 from support.accelerator import free_memory, tune_device
-from support.decoding import DecodedImages
+from support.decoding import ImageDecoder
 from support.distributed import init_distributed
 from support.image_folder import FolderSource
 from support.latents import latents
@@ -176,7 +176,7 @@ def our_epoch(device, folder, precision):
 
 def our_transform(device, folder):
     torch.set_num_threads(1)
-    prepared = DecodedImages(FolderSource(folder), SIZE, 3)
+    prepared = ImageDecoder(FolderSource(folder), SIZE, 3)
 
     def work():
         for i in range(0, SOME, BATCH):
