@@ -1,4 +1,4 @@
-"""A look at a sample of a data set's files: the range of their values, and whether there are files of several frames."""
+"""A look at a sample of the files of a data set: the range of their values, and which of them holds several frames."""
 
 import contextlib
 import warnings

@@ -320,16 +320,18 @@ def test_a_job_leaves_what_one_process_leaves(unbroken):
 
 
 def test_a_stopped_and_restarted_job_ends_as_an_unbroken_one(base, unbroken):
-    folder = base / "broken"
+    folder, port = base / "broken", free_port()
+    folder.mkdir()
 
-    # Stopped by SIGTERM to the launcher
-    process = start(folder, "dcgan.py", *JOB, "--ngpu", 2)
-    wait_for_steps(folder, process, 80)
-    process.send_signal(signal.SIGTERM)
-    errors = finish(process, 143)
-    assert re.fullmatch("SIGTERM: saved in out; --resume continues at epoch ., step .*\n", errors)
-    steps = checkpoint(folder / "out")["steps"]
-    assert 80 <= steps < STEPS
+    # Stopped by SIGTERM
+    processes = [fork(join_and_train, rank, port, folder / "out") for rank in range(2)]
+    while last_step(folder) < 80:
+        assert processes[0].is_alive()
+        time.sleep(0.01)
+    for process in processes:
+        process.terminate()
+    assert exit_codes(processes) == [143, 143]
+    assert 80 <= checkpoint(folder / "out")["steps"] < STEPS
 
     # Resumed by torch's own launcher, which restarts it where a process is killed
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
@@ -344,6 +346,15 @@ def test_a_stopped_and_restarted_job_ends_as_an_unbroken_one(base, unbroken):
     assert "terminate called" not in errors
     assert "warning" not in errors.lower()
     assert_same_run(folder / "out", unbroken)
+
+
+@pytest.mark.slow
+def test_a_job_stopped_by_its_launcher_saves(base):
+    process = start(base / "stopped", "dcgan.py", *JOB, "--ngpu", 2)
+    wait_for_steps(base / "stopped", process, 80)
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process, 143)
+    assert re.fullmatch("SIGTERM: saved in out; --resume continues at epoch ., step .*\n", errors)
 
 
 @pytest.mark.slow
