@@ -121,7 +121,7 @@ class FolderSource(ImageFiles):
         return digest.hexdigest()
 
     def identity(self):
-        return [self.place, [(name, *size_and_mtime(self.root / name)) for name in self.names]]
+        return [self.place, [(name, *size_and_mtime(os.path.join(self.root, name))) for name in self.names]]
 
     def names_and_sizes(self, identity):
         return [file[:2] for file in identity[1]]
