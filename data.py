@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from support.cache_lookup import open_array
+from support.cache_lookup import find_or_prepare
 from support.cartoon import open_cartoon
 from support.celeba import open_celeba
 from support.decoding import ImageDecoder, check_skipped
@@ -43,8 +43,8 @@ SOURCES = {
     "svhn": functools.partial(open_torchvision, "SVHN", split="train", package="scipy"),
 }
 NO_DEFAULT_ROOT = ("cartoon", "fake", "folder", "imagenet", "lfw")  # the dataroot of others is "data" by default
-# How a data set is read. formats 1: take only files that earlier versions took; 2: take all. pixel_range: None for that
-# of the array in the cache, or of a survey. crop: use only the centre, a square of this side; 0: use the whole image.
+# How a data set is read. formats 1: take only files that earlier versions took; 2: take all. pixel_range: None: that of
+# the cached array, or else chosen by a survey. crop: use only the centre, a square of this side; 0: use all.
 READING = {"formats": 2, "pixel_range": None, "crop": 0}
 EARLIER_READING = READING | {"formats": 1, "pixel_range": list(PixelRange())}  # of runs that earlier versions began
 
@@ -131,10 +131,10 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
         images.pixel_range = pixel_range or found.pixel_range
         prepared = PreparedImages(images, [], unlisted, workers)
     else:
-        cropped = f"crop{crop}-" if crop else ""  # so that it is no copy of an array with another crop
+        cropped = f"crop{crop}-" if crop else ""  # find_copy compares only arrays whose names begin alike
         name = f"{dataset}-{image_size}x{nc}-{cropped}{short_hash([PREPARATION, dataset, image_size, nc, identity])}"
         path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-        found = open_array(images, path, facts, workers, pixel_range)
+        found = find_or_prepare(images, path, facts, workers, pixel_range)
         contents = found.info.get("contents")
         prepared = PreparedImages(found.rows, found.info["skipped"], unlisted, path=found.path)
     pixel_range = pixel_range or found.pixel_range
@@ -163,7 +163,10 @@ def check_same_images(images, checkpoint, outf):
         what = "names or sizes" if "files" in changed else "contents"
         change = f"the run had {counted(before, 'image')} of other {what}"
     elif data and not changed:
-        raise UserError(f"--resume: {change} that can be read; repeat the run's --cache (none counts unreadable ones)")
+        raise UserError(
+            f"--resume: {change} that can be read; repeat the run's --cache (--cache none also counts images that"
+            " cannot be read)"
+        )
     raise UserError(
         f"--resume: {change}; {way_out}, or start a new run from its weights with --netG {outf}"
         f" --netD {outf} and another --outf"

@@ -54,7 +54,7 @@ class Run:
     log: Log
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # epochs finished
-    step: int = 0  # steps finished in the current epoch
+    step: int = 0  # steps finished in the current epoch; trainer.steps counts those of all epochs
     fid_samples: int = 0  # samples of each FID in the log; kept in the checkpoint even where --fid 0 measures none
     hint_printed: bool = False
 
@@ -93,7 +93,7 @@ def main(argv=None):
         if distributed.is_lost_process(error):
             return fail("another process of this job has ended, so this one ends; saved files are intact", 1)
         if args and accelerator.is_out_of_memory(error):
-            return fail(f"out of memory with --batchSize {args.batch_size}; a smaller one needs less", 1)
+            return fail(f"out of memory with --batchSize {args.batch_size}; start a new run with a smaller one", 1)
         raise
 
 
@@ -168,7 +168,7 @@ def build_networks(args):
 def prepare_images(args, checkpoint):
     """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError.
 
-    A run that resumes from a checkpoint reads its images as before.
+    A run that resumes takes the same files, crop and range of values as before, which the checkpoint holds.
     """
     rank, world_size = distributed.rank_and_world_size()
     local_size, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
@@ -201,7 +201,9 @@ def trainer_settings(args, device, images):
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
     contrast = distributed.broadcast_object(contrast_of_data_set(images) if args.contrast and rank == 0 else 0)
-    return TrainerSettings(**options, shard_size=min(args.batch_size, len(images)) // world_size, contrast=contrast)
+    return TrainerSettings(
+        **options, shard_size=min(args.batch_size, len(images)) // world_size, target_contrast=contrast
+    )
 
 
 def restore(trainer, checkpoint, args):
@@ -229,7 +231,7 @@ def open_folder(run, checkpoint):
     run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
     if first:
         run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed
-    if first or run.images.path:  # otherwise it would take time to decode some again
+    if first or run.images.path:  # a resumed run with --cache none would have to decode some
         batch = next(run.images.batches(images_per_grid(args.image_size), args.manual_seed, epoch=0))
         warn_if_narrow(batch.cpu(), run.images.path)
     if first:
@@ -334,12 +336,12 @@ def save(run, with_weights, last):
     if run.rank > 0:
         return
     if contrast:
-        run.log.add_measurement("contrast", contrast / trainer.settings.contrast)
+        run.log.add_measurement("contrast", contrast / trainer.settings.target_contrast)
     weights = samples = None
     if with_weights:
         netG = trainer.sampling_generator()
         weights = {name: state[name] for name in trainer.networks()}
-        weights[trainer.sampled_network] = accelerator.copy_to_cpu(dict(netG.state_dict()))
+        weights[trainer.sampled_name] = accelerator.copy_to_cpu(dict(netG.state_dict()))
         z = latents(range(images_per_grid(args.image_size)), args.nz)  # those of generate.py's first images
         samples = generate_images(netG, z)
     rows = [dict(row) for row in run.log.rows]
@@ -351,7 +353,7 @@ def checkpoint_of(run):
     options = {name: getattr(run.args, name) for name in KEPT} | absolute_folders(run.args)
     options["fid"] = run.args.fid or run.fid_samples
     position = {"epoch": run.epoch, "step": run.step}
-    # Keys of earlier versions stay: "pictures" is the number of images.
+    # "pictures": how many images there are; "data": what tells them from others; "reading": how they are read.
     images = {"pictures": len(run.images), "data": run.images.identity, "reading": run.images.reading}
     return run.trainer.state_dict() | position | images | {"options": options}
 

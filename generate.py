@@ -61,7 +61,7 @@ def build_parser():
         type=count,
         default=64,
         metavar="N",
-        help="images to generate at a time (default: %(default)s)",
+        help="images to write at a time (default: %(default)s)",
     )
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
@@ -152,7 +152,7 @@ def write_samples_and_grid(netG, args, device):
     save_grid(grid, first, mark=mark)
     old = outf / "grid.png"
     if grid != old and old.exists():
-        print(f"note: {old} is of an earlier version; delete it before other programs read the folder as samples")
+        print(f"note: {old} was written by an earlier version; delete it, or other programs will read it as a sample")
     return f"{counted(args.num_output, 'image')} of {netG.image_size} x {netG.image_size} in {outf}, and {grid}", grid
 
 

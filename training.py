@@ -23,7 +23,9 @@ from support.distributed import all_gather_object, all_reduce_mean, average_grad
 from support.errors import UserError
 from support.sync_batch_norm import use_sync_batch_norm
 
-DIVERGED = "is not finite: the run has diverged; a smaller --lr helps. Checkpoints saved before are intact"
+DIVERGED = (
+    "is not finite: the run has diverged; start a new one with a smaller --lr. Checkpoints saved before are intact"
+)
 NO_AUTOCAST, NO_AUGMENTATION = contextlib.nullcontext(), Augmentation()
 
 
@@ -108,7 +110,7 @@ class TrainerSettings:
     augment: str = "none"  # or names of support.augmentation.CHANGES, separated by commas
     sync_bn: bool = False  # batch norm over the batches of all processes
     compile: bool = False  # compile the networks with torch.compile
-    contrast: float = 0  # that of the training images, which samples are given as well; 0: samples stay as they are
+    target_contrast: float = 0  # of samples: that of the training images; 0: samples stay as they are
     shard_size: int = 0  # images of this process in a full batch; only full batches are compiled and captured
 
 
@@ -167,30 +169,30 @@ class Trainer:
         return torch.stack(result)
 
     def prepare_sampling(self, batch_size):
-        """Measure, with about 1,024 fresh latents, what sampling needs and training does not.
+        """Compute, from about 1,024 new latent vectors, what sampling needs and training does not.
 
-        That is the generators' batch-norm statistics, in batches as in training, and the contrast factor. Returns the
-        contrast of images of `sampled_network`, or None without settings.contrast.
+        That is the batch-norm statistics of the generators, in batches as in training, and the contrast factor.
+        Returns the contrast of the generator to sample from, before the factor; None without a target_contrast.
         """
         rng = torch.Generator().manual_seed(self.steps)  # not self.rng, which must not change
         z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=rng).to(self.device)
         for name, net in self.networks().items():
             if name != "netD":
                 set_batch_norm_statistics(net, z)
-        if not self.settings.contrast:
+        if not self.settings.target_contrast:
             return None
-        sampled = self.networks()[self.sampled_network]
-        self.contrast_factor, contrast = find_factor(sampled, z.flatten(0, 1), self.settings.contrast)
+        sampled = self.networks()[self.sampled_name]
+        self.contrast_factor, contrast = find_factor(sampled, z.flatten(0, 1), self.settings.target_contrast)
         return contrast
 
     @property
-    def sampled_network(self):
+    def sampled_name(self):
         """The name of the generator to sample from: the averaged one, or the plain one where there is no average."""
         return "netG" if self.netG_ema is None else "netG_ema"
 
     def sampling_generator(self):
-        """Return a copy of `sampled_network` with the contrast factor."""
-        return with_factor(self.networks()[self.sampled_network], self.contrast_factor)
+        """Return a copy of the generator to sample from, with the contrast factor."""
+        return with_factor(self.networks()[self.sampled_name], self.contrast_factor)
 
     def networks(self):
         """Return the networks by name: netG, netD, and netG_ema if there is one."""
@@ -218,7 +220,7 @@ class Trainer:
             for weight, moments in optimizer.state.items():
                 for name in ("exp_avg", "exp_avg_sq"):
                     if moments[name].shape != weight.shape:
-                        raise ValueError("an optimizer's moments have not the shape of its weights")
+                        raise ValueError("an optimizer's moments do not have the shape of its weights")
                     # In the layout of the weights: the fused Adam pairs numbers by their place in memory.
                     moments[name] = torch.empty_like(weight).copy_(moments[name])
             for group in optimizer.param_groups:

@@ -163,7 +163,7 @@ class CapturedStep:
             self.set_capturable(False)
 
     def set_capturable(self, value):
-        """Tell Adam whether its step is being captured: untold, it refuses a capture; told without one, it warns.
+        """Tell Adam whether its step is being captured: it fails in a capture without this, and warns outside with it.
 
         A fused Adam computes the same either way: its count of steps is on the device in both cases.
         """

@@ -9,7 +9,7 @@ from support.image_cache import build_cache, contents_of, read_cached, read_info
 from support.survey import survey
 
 
-def open_array(images, path, facts, workers, pixel_range=None):
+def find_or_prepare(images, path, facts, workers, pixel_range=None):
     """Return the CachedArray of ImageDecoder, that of the file `path` or a copy, or prepare the images into `path`.
 
     facts: what to store with the array: preparation, place, identity and files of the data set. pixel_range: the one
@@ -29,7 +29,7 @@ def open_array(images, path, facts, workers, pixel_range=None):
 
 
 def find_copy(images, path, facts, workers):
-    """Return the CachedArray of a data set with the same contents, which is found at once from now on, or None.
+    """Return the CachedArray of a data set with the same contents, or None. `path` leads to it from now on.
 
     Files are read only if the names and sizes of all are the same.
     """

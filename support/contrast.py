@@ -22,7 +22,7 @@ def contrast(images):
     return (mean_square - values.mean(1) ** 2).clamp(min=0).sqrt().mean()
 
 
-def thin_out(images):
+def subsample(images):
     """Return every n-th row and column of images: 32 to 63 of each, enough to measure contrast."""
     n = max(1, images.shape[-1] // 32)
     return images[..., ::n, ::n]
@@ -31,17 +31,17 @@ def thin_out(images):
 def contrast_of_data_set(images):
     """Return the contrast of the first 1,024 of a PreparedImages, in a fixed random order."""
     batches = itertools.islice(images.batches(BATCH, seed=0, epoch=0), SAMPLES // BATCH)
-    return contrast(torch.cat([thin_out(batch) for batch in batches]).float() / 127.5 - 1).item()
+    return contrast(torch.cat([subsample(batch) for batch in batches]).float() / 127.5 - 1).item()
 
 
 @torch.no_grad()
 def find_factor(netG, z, wanted):
-    """Return (the factor for `with_factor` that gives the images of z, (N, nz), the contrast `wanted`, theirs now).
+    """Return (the factor with which `with_factor` gives G(z) the contrast `wanted`, its contrast now); z: (N, nz).
 
     The factor is at least 1 and at most LARGEST_FACTOR: contrast is raised, never lowered.
     """
     netG = copy.deepcopy(netG).eval()
-    before_tanh = torch.cat([thin_out(netG.main[:-1](part[:, :, None, None])) for part in z.split(64)])
+    before_tanh = torch.cat([subsample(netG.main[:-1](part[:, :, None, None])) for part in z.split(64)])
     now = contrast(before_tanh.tanh()).item()
     low, high = 1.0, LARGEST_FACTOR if now < wanted else 1.0
     for _ in range(HALVINGS if high > low else 0):

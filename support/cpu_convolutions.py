@@ -10,12 +10,14 @@ from torch import nn
 
 
 def use_matmul_convolutions(net):
-    """Replace G's first convolution, or D's last, by a matrix product for training in float32; on Intel also the next.
+    """Replace G's first convolution, or D's last, by a matrix product for training in float32.
+
+    On Intel, replace G's second or D's last but one as well.
 
     The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (100 x 512
     and 512 x 1 channels take eight times as long), and where weights far outnumber the points of a map (512 x 256 on
-    4 x 4: 1.27 times; two Intel cores with AVX-512, batches of 128). On other makers' processors MKL, which computes
-    the products, is slower, and the second replacement would cost 5% (two AMD cores). In D, the second product
+    4 x 4: 1.27 times; two Intel cores with AVX-512, batches of 128). MKL computes the products, and is slower on
+    other makers' processors: there the second replacement would cost 5% (two AMD cores). In D, the second product
     keeps four times its input for the gradients.
     """
     places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
@@ -75,7 +77,7 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
 
 
 class Im2col(torch.autograd.Function):
-    """The 4 x 4 windows, two apart, of (N, 2b, 2b, C) padded by zeros, as the rows of (N b b, 16 C)."""
+    """The 4 x 4 windows, with stride 2, of (N, 2b, 2b, C) padded by zeros, as the rows of (N b b, 16 C)."""
 
     @staticmethod
     def forward(context, x):

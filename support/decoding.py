@@ -70,7 +70,7 @@ class ImageDecoder(Dataset):
         except Exception as error:  # a damaged image can make its decoder raise anything
             return None, [f"{self.source.name(i)} ({error_text(error)})"]
 
-    def stack(self, items):
+    def collate(self, items):
         """Return (uint8 tensor (B, nc, image_size, image_size), reports, digests) of a list of items."""
         rows = [row for row, *_ in items if row is not None]
         batch = np.empty((len(rows), *self.shape), np.uint8)
@@ -80,14 +80,14 @@ class ImageDecoder(Dataset):
         return torch.from_numpy(batch), reports, [digest for _, _, *digests in items for digest in digests]
 
     def decode(self, chunks, workers, order=None):
-        """Yield what `stack` returns for every list of indices in `chunks`, decoded by so many `workers`.
+        """Yield what `collate` returns for every list of indices in `chunks`, decoded by so many `workers`.
 
         order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
         replaced by the next readable one. Without it, such images are left out, and every image comes with the
         digest of its file.
         """
         items = WithDigests(self) if order is None else InOrder(self, order)
-        yield from load_batches(self.source, items, chunks, workers, self.stack)
+        yield from load_batches(self.source, items, chunks, workers, self.collate)
 
     def digests(self, workers):
         """Return the digests of all files, one after another."""

@@ -41,7 +41,7 @@ def write_atomically(path, write, sync=True, keep=None):
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
-        if sync and not has_content(partial, content):
+        if sync and not content_equals(partial, content):
             raise OSError(errno.EIO, "the file reads differently from what was written")
         if keep and path.exists():
             os.replace(path, keep)
@@ -56,7 +56,7 @@ def write_atomically(path, write, sync=True, keep=None):
         raise
 
 
-def has_content(path, content):
+def content_equals(path, content):
     """Return whether the file `path` holds exactly the bytes of `content`, a BytesIO."""
     content.seek(0)
     with open(path, "rb") as file:

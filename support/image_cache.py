@@ -19,7 +19,7 @@ from support.files import locked
 from support.pixel_range import PixelRange
 
 CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
-# Raise it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
+# Increase it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
 PREPARATION = 1
 
 
@@ -30,7 +30,7 @@ def cache_folder():
 
 
 def short_hash(value):
-    """Return 16 characters that tell a value for JSON from others."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a value, as JSON."""
     return hashlib.sha256(json.dumps(value).encode()).hexdigest()[:16]
 
 

@@ -46,7 +46,9 @@ def state_dicts(tree):
             continue
         seen.add(id(tree))
         waiting += [(average or is_average(key), value) for key, value in reversed(tree.items())]
-        tensors = {str(key): t.detach() for key, t in tree.items() if isinstance(t, torch.Tensor) and has_contents(t)}
+        tensors = {
+            str(key): t.detach() for key, t in tree.items() if isinstance(t, torch.Tensor) and is_dense_on_cpu(t)
+        }
         if any(t.dim() == 4 for t in tensors.values()):
             parts = {}
             for key, t in tensors.items():
@@ -60,7 +62,7 @@ def is_average(name):
     return bool(EMA.search(str(name)))
 
 
-def has_contents(tensor):
+def is_dense_on_cpu(tensor):
     return tensor.layout == torch.strided and tensor.device.type == "cpu"
 
 

@@ -80,7 +80,7 @@ class ArraySource(Source):
         return [self.dtype, self.shape]
 
 
-def open_array(path):
+def open_numpy_array(path):
     """Return the ArraySource of a .npy or .npz file. Raises UserError if it does not hold one array of images."""
     try:
         return ArraySource(path, choose_member(path) if str(path).lower().endswith(".npz") else None)
@@ -103,7 +103,7 @@ def choose_member(path):
                 if np.lib.format.read_magic(file) == (1, 0):  # later versions are for other things than plain arrays
                     shape, _, dtype = np.lib.format.read_array_header_1_0(file)
                     arrays[info.filename] = shape, dtype
-    images = [name for name, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and is_number(dtype)]
+    images = [name for name, (shape, dtype) in arrays.items() if len(shape) in (3, 4) and is_supported(dtype)]
     names = images or list(arrays)
     if len(names) != 1:
         listed = ", ".join(f"{name.removesuffix('.npy')} {arrays[name][0]}" for name in names) or "none"
@@ -121,7 +121,7 @@ def choose_member(path):
     return names[0]
 
 
-def is_number(dtype):
+def is_supported(dtype):
     return dtype == np.uint8 or dtype.kind == "f"
 
 
@@ -154,7 +154,7 @@ def lowest_value(path, array):
     way_out = "save uint8 values of 0 to 255, or floats in [0, 1] or [-1, 1]"
     if array.dtype == np.uint8:
         return None
-    if not is_number(array.dtype):
+    if not is_supported(array.dtype):
         raise UserError(f"{start} is not read; {way_out}")
     low, high = math.inf, -math.inf
     for i in range(0, len(array), -(-len(array) // SAMPLE)):

@@ -19,7 +19,7 @@ FIXED = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
 FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
 KEPT = (*FIXED, "contrast", "precision", "compile", "dataroot", "cache", "workers")
 KEPT += ("niter", "save_every", "keep", "log_every", "fid")
-NEW = {"augment": "none", "crop": 0}  # values in runs of earlier versions, which did not have these options
+EARLIER = {"augment": "none", "crop": 0}  # values in runs of earlier versions, which did not have these options
 GREY = ("fashion-mnist", "kmnist", "mnist")  # data sets of grey images
 
 
@@ -48,8 +48,13 @@ def build_parser(description, datasets):
     add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
     add("--ngf", type=count, default=64, metavar="N", help=f"channels of G's last hidden layer {default}")
     add("--ndf", type=count, default=64, metavar="N", help=f"channels of D's first layer {default}")
-    add("--netG", type=expanduser, metavar="FILE", help="weights of a generator to start from, with new optimizers")
-    add("--netD", type=expanduser, metavar="FILE", help="weights of a discriminator to start from, with new optimizers")
+    add(
+        "--netG",
+        type=expanduser,
+        metavar="PATH",
+        help="weights, checkpoint or run folder whose G to start from, with new optimizers",
+    )
+    add("--netD", type=expanduser, metavar="PATH", help="the same for D")
 
     add_training_options(parser)
     return parser
@@ -66,9 +71,11 @@ def add_training_options(parser):
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
-    augment = f"change what D sees, for few images: color, translation, cutout, or several as A,B {default}"
+    augment = (
+        f"differentiable augmentation of what D sees, for few images: color, translation, cutout, or A,B {default}"
+    )
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
-    text = "sample with the contrast of the training images, which G itself may lose (default: yes)"
+    text = "give samples the contrast of the training images, because G tends to lose it (default: yes)"
     add("--contrast", action=argparse.BooleanOptionalAction, default=True, help=text)
     add("--manualSeed", dest="manual_seed", type=number(int, 0, 2**32), metavar="N", help="seed (default: random)")
 
@@ -76,9 +83,8 @@ def add_training_options(parser):
     add("--cuda", action="store_true", help="train on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
     add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes; on CUDA, each uses one GPU {default}")
-    add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's share")
-    text = "of the networks; on NVIDIA, fp32 convolutions use TF32"
-    text += " (default: bf16 on a GPU that has it, otherwise fp32)"
+    add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's shard")
+    text = "precision of the networks (default: bf16 on a CUDA GPU that has it, otherwise fp32, on NVIDIA with TF32)"
     add("--precision", choices=("fp32", "bf16"), help=text)
     text = "compile the networks, which takes a minute and is no faster on a CPU (default: no)"
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
@@ -111,7 +117,7 @@ def parse_options(parser, argv, world_size):
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
-            saved = NEW | checkpoint["options"]
+            saved = EARLIER | checkpoint["options"]
             parser.set_defaults(**{name: saved[name] for name in KEPT if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)

@@ -5,11 +5,11 @@ import os
 from support.archives import ZipSource
 from support.errors import UserError
 from support.image_folder import FolderSource
-from support.numpy_arrays import open_array
+from support.numpy_arrays import open_numpy_array
 from support.tar_archives import TarSource
 
 KINDS = {".zip": ZipSource, ".tar": TarSource, ".tar.gz": TarSource, ".tgz": TarSource}
-KINDS |= {".npy": open_array, ".npz": open_array}
+KINDS |= {".npy": open_numpy_array, ".npz": open_numpy_array}
 
 
 def open_own_images(dataroot, image_size, classes):

@@ -22,7 +22,7 @@ CURVES = (  # subplot, column of the log, colour, legend
 )
 MEASURED = (  # at saves: column of the log, colour, label
     ("fid", "tab:brown", "Fréchet distance"),
-    ("contrast", "tab:gray", "contrast of samples,\nas trained / of images"),
+    ("contrast", "tab:gray", "contrast of G as trained\n/ of training images"),
 )
 
 

@@ -16,7 +16,7 @@ MUCH_GIGABYTES = 5  # of weights
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
-    " learns little. These help: more images, a smaller --ndf or a smaller --lr"
+    " learns little. A new run may do better with more images, --augment translation, a smaller --ndf or a smaller --lr"
 )
 
 
@@ -34,7 +34,7 @@ def describe(run, resumed):
     if run.world_size > 1:
         captured = "" if device.type == "cpu" else "; without CUDA graphs"
         share = counted(args.batch_size // run.world_size, "image")
-        print(f"{run.world_size} processes with {share} each a step{captured}")
+        print(f"{run.world_size} processes with {share} each per step{captured}")
     if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if args.resume and not resumed:

@@ -8,7 +8,7 @@ from support.errors import UserError
 
 
 def mark_of_weights(netG):
-    """Return 16 characters that tell a generator's weights from others: the start of their SHA-256."""
+    """Return the mark of a generator's weights: the first 16 hexadecimal digits of their SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(netG.state_dict().items()):
         if tensor.is_floating_point():
@@ -35,7 +35,7 @@ def check_same_weights(outf, mark, seeds):
 
 
 def grid_path(outf):
-    """Return where the grid of the samples in `outf` belongs: beside the folder, where no program takes it for one.
+    """Return where to write the grid of the samples in `outf`: beside the folder, since it is no sample.
 
     A folder without a name or without a place beside it holds the grid itself. Raises UserError if another file is
     there.
@@ -45,5 +45,7 @@ def grid_path(outf):
         return outf / "grid.png"
     path = outf.with_name(f"{outf.name}.png")
     if os.path.exists(path) and not (path.is_file() and read_mark(path)):
-        raise UserError(f"--outf {outf}: the grid would overwrite {path}, which is not one; choose another --outf")
+        raise UserError(
+            f"--outf {outf}: the grid would overwrite {path}, which generate.py did not write; choose another --outf"
+        )
     return path

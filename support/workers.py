@@ -30,7 +30,7 @@ def load_batches(source, items, chunks, workers, collate):
         yield from batches
     except RuntimeError as error:  # one of its processes was killed
         raise ChildProcessError(
-            f"decoding images failed ({error_text(error)}); --workers 0 needs no processes"
+            f"decoding images failed ({error_text(error)}); --workers 0 decodes without other processes"
         ) from None
     finally:
         source.close()

@@ -180,7 +180,7 @@ def our_transform(device, folder):
 
     def work():
         for i in range(0, SOME, BATCH):
-            prepared.stack([prepared[k] for k in range(i, i + BATCH)])
+            prepared.collate([prepared[k] for k in range(i, i + BATCH)])
         return SOME
 
     return timed(device, work)

@@ -107,7 +107,7 @@ def test_the_contrast_of_a_data_set_is_that_of_its_images(tmp_path, size, count,
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
 def test_training_goes_on_as_without_it(ema):
-    with_contrast, twin = small_trainer(ema=ema, contrast=0.5), small_trainer(ema=ema)
+    with_contrast, twin = small_trainer(ema=ema, target_contrast=0.5), small_trainer(ema=ema)
     for batch in random_batches(3):
         assert torch.equal(with_contrast.step(batch), twin.step(batch))
         found = with_contrast.prepare_sampling(6), twin.prepare_sampling(6)
@@ -125,7 +125,7 @@ def test_training_goes_on_as_without_it(ema):
 
 
 def test_a_state_keeps_the_factor_and_those_of_earlier_versions_have_none():
-    trainer, other = small_trainer(contrast=0.5), small_trainer(3)
+    trainer, other = small_trainer(target_contrast=0.5), small_trainer(3)
     trainer.prepare_sampling(6)
     other.load_state_dict(trainer.state_dict())
     assert equal(other.sampling_generator().state_dict(), trainer.sampling_generator().state_dict())
@@ -173,7 +173,7 @@ def test_the_weights_to_sample_from_have_the_contrast_and_the_checkpoint_has_not
 
 
 def test_the_factor_has_no_say_in_data_without_contrast():
-    trainer = small_trainer(contrast=0.0)
+    trainer = small_trainer(target_contrast=0.0)
     assert trainer.prepare_sampling(6) is None
     assert trainer.sampling_generator().main[-2].weight.eq(trainer.netG_ema.main[-2].weight).all()
 

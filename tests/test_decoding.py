@@ -338,7 +338,7 @@ def test_a_killed_worker_is_one_line_and_leaves_nothing(cache, tmp_path, monkeyp
     assert run_dcgan(tmp_path / "out", *options, "--cache", cache if cache == "none" else tmp_path / cache) == 1
     errors = capsys.readouterr().err
     assert errors.startswith("dcgan.py: decoding images failed (DataLoader worker")
-    assert errors.endswith("; --workers 0 needs no processes\n")
+    assert errors.endswith("; --workers 0 decodes without other processes\n")
     if cache == "cache":  # the run folder comes after the images
         assert {path.suffix for path in (tmp_path / "cache").iterdir()} <= {".lock"}
         assert not (tmp_path / "out").exists()

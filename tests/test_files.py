@@ -13,7 +13,7 @@ import pytest
 from helpers import ROOT, files
 
 from support.errors import UserError
-from support.files import check_writable, has_content, locked, make_folder, try_lock, write_atomically
+from support.files import check_writable, content_equals, locked, make_folder, try_lock, write_atomically
 
 HOLD_LOCK = [sys.executable, ROOT / "tests" / "programs" / "hold_lock.py"]
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="processes and rights as Linux has them")
@@ -68,7 +68,7 @@ def test_a_file_that_reads_differently_from_what_was_written_replaces_nothing(tm
 def test_content_is_compared_to_its_last_byte(tmp_path):
     (tmp_path / "a").write_bytes(b"x" * (2 << 20))
     for content, same in ((2 << 20, True), ((2 << 20) + 1, False), ((2 << 20) - 1, False), (0, False)):
-        assert has_content(tmp_path / "a", io.BytesIO(b"x" * content)) == same
+        assert content_equals(tmp_path / "a", io.BytesIO(b"x" * content)) == same
 
 
 @pytest.mark.parametrize("failure", [OSError(errno.ENOSPC, "No space left on device"), ValueError("no"), SystemExit(3)])

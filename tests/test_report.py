@@ -374,5 +374,5 @@ def test_the_page_of_a_killed_run_says_that_it_seems_to_have_stopped(tmp_path):
         found.append(shown(path.parent, page, script, fragment))
     name = "fake_samples_epoch_00{}.png".format
     assert found[0] == [[name(1), "1", "1", "Running"], "about 2 min left", True, ""]
-    words = "Seems to have stopped: the last save was 2 h 30 min ago, and saves usually come every 10 s"
+    words = "Seems to have stopped: this page was last written 2 h 30 min ago, and saves usually come every 10 s"
     assert found[1] == [[name(0), "1", "0", words], None, False, "#epoch-1"]

@@ -63,7 +63,7 @@ def test_the_grid_of_an_earlier_version_in_the_folder_is_named(weights_file, tmp
     (tmp_path / "generated").mkdir()
     (tmp_path / "generated" / "grid.png").write_bytes(b"a grid")
     run_generate(weights_file, "--num_output", 1)
-    assert f"note: {tmp_path / 'generated' / 'grid.png'} is of an earlier version" in capsys.readouterr().out
+    assert f"note: {tmp_path / 'generated' / 'grid.png'} was written by an earlier version" in capsys.readouterr().out
     assert (tmp_path / "generated" / "grid.png").read_bytes() == b"a grid"
 
 

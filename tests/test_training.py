@@ -200,7 +200,7 @@ def test_average_does_not_change_the_training():
     assert "netG_ema" not in without
     assert with_average.pop("netG_ema").keys() == without["netG"].keys()
     assert_same(with_average, without)
-    assert [trainer.sampled_network for trainer in trainers] == ["netG", "netG_ema"]
+    assert [trainer.sampled_name for trainer in trainers] == ["netG", "netG_ema"]
 
 
 def test_refreshed_statistics_do_not_change_the_training():
