@@ -101,7 +101,7 @@ def test_images_that_cannot_be_read_count_without_a_cache_alone(run, tmp_path, c
     options = [*OPTIONS, "--dataroot", tmp_path / "broken"]
     assert run_dcgan(tmp_path / "run", *options, "--niter", 1) == 0
     capsys.readouterr()
-    words = "now there are 4 that can be read; repeat the run's --cache (--cache none also counts images that cannot be read)"
+    words = "now there are 4 that can be read; repeat the run's --cache (--cache none also counts images that cannot"
     assert_refused(lambda: run_dcgan(tmp_path / "run", "--resume", "--cache", "none"), capsys, words)
 
 
