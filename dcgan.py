@@ -35,7 +35,7 @@ from support.log import Log
 from support.options import KEPT, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, save_grid
-from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, epoch_summary, warn_skipped
+from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, describe_end, epoch_summary, warn_skipped
 from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
@@ -278,17 +278,12 @@ def train(run):
         if run.rank == 0:
             run.folder.wait()
             run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
-            name = signal.Signals(signum).name if signum else "dry run"
-            update_report(run, "finished" if run.epoch >= args.niter else name)
-    page = run.folder.path / "report.html"
-    if run.rank == 0 and page.exists():  # it may have failed
-        print(f"report: {page}")
-    if not signum or run.epoch >= args.niter:
-        return 0
+            stopped_by = signal.Signals(signum).name if signum else "dry run"
+            ended = "finished" if run.epoch >= args.niter else stopped_by
+            update_report(run, ended)
     if run.rank == 0:
-        place = f"epoch {run.epoch + 1}, step {run.step + 1}"
-        print(f"{name}: saved in {args.outf}; --resume continues at {place}", file=sys.stderr)
-    return 128 + signum
+        describe_end(run, ended)
+    return 128 + signum if signum and run.epoch < args.niter else 0
 
 
 def train_epoch(run, bar, stop):

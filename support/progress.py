@@ -101,6 +101,16 @@ def D_wins(rows):
     return sum(row["loss_G"] for row in rows[-middle:]) > sum(row["loss_G"] for row in rows[:middle])
 
 
+def describe_end(run, ended):
+    """Print where the page of a dcgan.Run is and, if a signal stopped it, where it resumes. ended: as in the page."""
+    page = run.folder.path / "report.html"
+    if page.exists():  # it may have failed
+        print(f"report: {page}")
+    if ended.startswith("SIG"):
+        place = f"epoch {run.epoch + 1}, step {run.step + 1}"
+        print(f"{ended}: saved in {run.args.outf}; --resume continues at {place}", file=sys.stderr)
+
+
 def warn_skipped(run):
     """Warn of images and folders left out since the last call, and list them in skipped.txt.
 
