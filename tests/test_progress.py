@@ -3,8 +3,10 @@
 from types import SimpleNamespace
 
 import pytest
+from helpers import SMALL, run_dcgan
 from torch import nn
 
+import support.progress
 from support.progress import D_wins, bar_text, describe_length, epoch_summary
 
 
@@ -40,6 +42,26 @@ def test_the_bar_shows_losses_and_probabilities():
     means = {"loss_D": 1.25, "loss_D_real": 0.5, "loss_D_fake": 0.75, "loss_G": 2.0}
     means |= {"D_x": 0.6, "D_G_z1": 0.4, "D_G_z2": 0.3, "images_per_s": 9.0}
     assert bar_text(means) == "D 1.25 G 2.00 D(x) 0.60 D(G(z)) 0.40/0.30"
+
+
+@pytest.mark.parametrize(
+    ("precision", "has_bfloat16", "words"),
+    [
+        ("fp32", True, "note: this CPU has bfloat16 arithmetic"),
+        ("bf16", False, "note: --precision bf16: this CPU has no bfloat16 arithmetic"),
+        ("fp32", False, None),
+        ("bf16", True, None),
+        ("fp32", None, None),  # PyTorch does not tell
+        ("bf16", None, None),
+    ],
+)
+def test_the_faster_precision_of_a_cpu_is_named(tmp_path, monkeypatch, capsys, precision, has_bfloat16, words):
+    monkeypatch.setattr(support.progress, "cpu_has_bfloat16", lambda: has_bfloat16)
+    options = [*SMALL.split(), "--workers", 0, "--batchSize", 8, "--dry-run", "--precision", precision]
+    assert run_dcgan(tmp_path / "out", *options) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if "bfloat16" in line]
+    assert len(notes) == bool(words)
+    assert all(note.startswith(words) for note in notes)
 
 
 @pytest.mark.parametrize(
