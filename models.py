@@ -165,9 +165,9 @@ def load_generator(path, average=True):
     """Return a generator from a file, in eval mode on the CPU; nz, ngf, nc and image_size follow from its weights.
 
     path: a weights file of any DCGAN with layers of this program's shapes, under any names, alone or in a dictionary;
-    a checkpoint; or a run folder. average: take the generator to sample from: where both are there, the averaged one,
-    not the plain one; in a run folder, netG_best.pth if it is there, otherwise the newest weights; from a checkpoint,
-    with the contrast of the training images.
+    a checkpoint; or a run folder. average: take the generator to sample from. Where both are there, that is the
+    averaged one, not the plain one; in a run folder, netG_best.pth, or else the newest weights; in a checkpoint, the
+    weights with its contrast factor. Without `average`, take the plain generator as it is trained.
     Prints what it assumes about another program's network, such as its activations, since weights do not tell. Raises
     UserError if there is none, or if its weights have other shapes or are not finite.
     """

@@ -54,7 +54,7 @@ def build_parser(description, datasets):
         metavar="PATH",
         help="weights, checkpoint or run folder whose G to start from, with new optimizers",
     )
-    add("--netD", type=expanduser, metavar="PATH", help="the same for D")
+    add("--netD", type=expanduser, metavar="PATH", help="weights, checkpoint or run folder whose D to start from")
 
     add_training_options(parser)
     return parser
@@ -71,9 +71,7 @@ def add_training_options(parser):
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
-    augment = (
-        f"differentiable augmentation of what D sees, for few images: color, translation, cutout, or A,B {default}"
-    )
+    augment = f"differentiable augmentation of what D sees, for few images: color, translation, cutout, or several as A,B {default}"
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
     text = "give samples the contrast of the training images, because G tends to lose it (default: yes)"
     add("--contrast", action=argparse.BooleanOptionalAction, default=True, help=text)
