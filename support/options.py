@@ -71,7 +71,7 @@ def add_training_options(parser):
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
     add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
-    augment = f"differentiable augmentation of what D sees, for few images: color, translation, cutout, or several as A,B {default}"
+    augment = f"augment what D sees, for few images: color, translation, cutout, or several as A,B {default}"
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
     text = "give samples the contrast of the training images, because G tends to lose it (default: yes)"
     add("--contrast", action=argparse.BooleanOptionalAction, default=True, help=text)
