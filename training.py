@@ -227,7 +227,9 @@ class Trainer:
                 group["capturable"] = False  # in a checkpoint of an earlier version it may be set
         self.captured_step = self.new_captured_step()  # what was captured holds the optimizers' old tensors
         self.steps = state["steps"]
-        self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
+        self.contrast_factor = 1.0
+        if self.settings.target_contrast:
+            self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
         states = state["noise"]
         if len(states) == self.world_size and states[self.rank].shape == self.rng.get_state().shape:
             self.rng.set_state(states[self.rank])

@@ -125,10 +125,13 @@ def test_training_goes_on_as_without_it(ema):
 
 
 def test_a_state_keeps_the_factor_and_those_of_earlier_versions_have_none():
-    trainer, other = small_trainer(target_contrast=0.5), small_trainer(3)
+    trainer, other = (small_trainer(seed, target_contrast=0.5) for seed in (0, 3))
     trainer.prepare_sampling(6)
     other.load_state_dict(trainer.state_dict())
     assert equal(other.sampling_generator().state_dict(), trainer.sampling_generator().state_dict())
+    switched_off = small_trainer(3)
+    switched_off.load_state_dict(trainer.state_dict())
+    assert equal(switched_off.sampling_generator().state_dict(), trainer.netG_ema.state_dict())
     earlier = trainer.state_dict()
     del earlier["contrast_factor"]
     other.load_state_dict(earlier)
