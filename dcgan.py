@@ -171,17 +171,17 @@ def prepare_images(args, checkpoint):
     A run that resumes takes the same files, crop and range of values as before, which the checkpoint holds.
     """
     rank, world_size = distributed.rank_and_world_size()
-    local_size, first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
+    local_size, is_first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
     workers = args.workers
     if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
     reading = {"crop": args.crop} | (checkpoint.get("reading", EARLIER_READING) if checkpoint else {})
-    if not first:
+    if not is_first:
         distributed.all_gather_object(None)  # wait for the first process of this machine
     with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
         images = load_images(*source, cache=args.cache, workers=workers, reading=reading)
-    if first:
+    if is_first:
         distributed.all_gather_object(None)
     found = distributed.all_gather_object((len(images), images.identity["files"]))
     if len(set(found)) > 1:
@@ -221,7 +221,7 @@ def restore(trainer, checkpoint, args):
 def open_folder(run, checkpoint):
     """Open the run folder and log of rank 0, and write its page; for a new run, save a checkpoint and real images."""
     args = run.args
-    first = None if checkpoint else checkpoint_of(run)  # all processes call it
+    initial = None if checkpoint else checkpoint_of(run)  # all processes call it
     if run.rank > 0:
         return
     run.folder.open(checkpoint)
@@ -229,12 +229,12 @@ def open_folder(run, checkpoint):
     versions = {"python": platform.python_version(), "torch": torch.__version__}
     versions["torchvision"] = importlib.metadata.version("torchvision")  # importing it takes a second
     run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
-    if first:
-        run.folder.save_checkpoint(first)  # a run killed before its next checkpoint keeps its seed
-    if first or run.images.path:  # a resumed run with --cache none would have to decode some
+    if initial:
+        run.folder.save_checkpoint(initial)  # a run killed before its next checkpoint keeps its seed
+    if initial or run.images.path:  # a resumed run with --cache none would have to decode some
         batch = next(run.images.batches(images_per_grid(args.image_size), args.manual_seed, epoch=0))
         warn_if_narrow(batch.cpu(), run.images.path)
-    if first:
+    if initial:
         run.folder.draw_or_warn(save_grid, "real_samples.png", batch)
     if run.epoch < args.niter:
         update_report(run)
@@ -246,8 +246,8 @@ def train(run):
     total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: hidden without a terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
     signum, stopped = 0, False
-    last = run.log.rows[-1] if run.log.rows else {"step": None}
-    if run.fid_meter and run.step == 0 and last["step"] == run.trainer.steps and "fid" not in last:
+    last_row = run.log.rows[-1] if run.log.rows else {"step": None}
+    if run.fid_meter and run.step == 0 and last_row["step"] == run.trainer.steps and "fid" not in last_row:
         measure_fid(run)  # the run was stopped before its last FID, or had no --fid
     closing = contextlib.closing
     with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
@@ -353,10 +353,10 @@ def checkpoint_of(run):
     return run.trainer.state_dict() | position | images | {"options": options}
 
 
-def measure_fid(run, stopped=lambda: False):
-    """Measure the FID of the generator for the log's last row, unless stopped(); keep the weights of the best."""
+def measure_fid(run, should_stop=lambda: False):
+    """Measure the FID of the generator for the log's last row, unless should_stop(); keep the weights of the best."""
     netG = run.trainer.sampling_generator()
-    distance = run.fid_meter.distance(netG, stopped)
+    distance = run.fid_meter.distance(netG, should_stop)
     if distance is None:
         return
     lowest = run.log.is_lowest(distance)

@@ -67,7 +67,7 @@ class ArchiveSource(ImageFiles):
         return open_image(io.BytesIO(self.content(i)), extension_of(self.names[i]))
 
     def content(self, i):
-        """Return the bytes of image i. Raises ValueError if it cannot be one, and what damage raises."""
+        """Return the bytes of image i. Raises ValueError if it is no image, anything if it is damaged."""
         if self.last[0] == i:  # the first time it is decoded, the second time its digest is computed
             return self.last[1]
         member = self.members[self.names[i]]

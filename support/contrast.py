@@ -10,7 +10,7 @@ import itertools
 
 import torch
 
-SAMPLES, BATCH = 1024, 128  # real images that are measured
+REAL_IMAGES, BATCH = 1024, 128  # how many are measured
 LARGEST_FACTOR = 8.0
 HALVINGS = 12  # of the range of factors: to 0.05%
 
@@ -30,7 +30,7 @@ def subsample(images):
 
 def contrast_of_data_set(images):
     """Return the contrast of the first 1,024 of a PreparedImages, in a fixed random order."""
-    batches = itertools.islice(images.batches(BATCH, seed=0, epoch=0), SAMPLES // BATCH)
+    batches = itertools.islice(images.batches(BATCH, seed=0, epoch=0), REAL_IMAGES // BATCH)
     return contrast(torch.cat([subsample(batch) for batch in batches]).float() / 127.5 - 1).item()
 
 

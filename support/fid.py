@@ -95,15 +95,15 @@ class FidMeter:
             why = f"{self.device} has too little memory for {BATCH} images in Inception"
             raise UserError(f"--fid: {why}; --fid 0 continues without it") from None
 
-    def distance(self, netG, stopped=lambda: False):
-        """Return the Frechet distance of G's images of seeds 0, 1, ... to the real ones (0 is best), None if stopped().
+    def distance(self, netG, should_stop=lambda: False):
+        """Return the Frechet distance of G's images of seeds 0, 1, ... to the real ones (0 is best).
 
-        Raises UserError if the network takes too much memory.
+        Returns None if should_stop(). Raises UserError if the network takes too much memory.
         """
         self.metric.reset()  # all but the real images' features
         with tqdm(total=self.count, desc="features of samples", unit="img", disable=None, leave=False) as bar:
             for start in range(0, self.count, BATCH):
-                if stopped():
+                if should_stop():
                     return None
                 z = latents(range(start, min(start + BATCH, self.count)), netG.nz)
                 self.update(self.generate(netG, z), real=False)

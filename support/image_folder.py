@@ -1,4 +1,4 @@
-"""Image files: which of a folder or an archive are taken for images, which are passed over; those of a folder."""
+"""Image files: which of them are taken for images, in a folder or an archive; reading those of a folder."""
 
 import collections
 import hashlib

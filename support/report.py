@@ -20,7 +20,7 @@ from support.plots import GAP, images_per_grid
 
 PAGE = Path(__file__).with_suffix(".html")
 SIDE = 560  # pixels of a grid of images on the page, at most, unless it is larger
-RECENT = 20  # rows of the log whose mean speed tells the time left, and grids whose distance in time is usual
+RECENT = 20  # rows of the log that give the speed, and grids that give the usual interval between saves
 PATIENCE = 600  # seconds beyond three usual intervals between saves, until the page says that the run has stopped
 FILES = ("log.csv", "losses.png", "progress.gif", "args.json", "skipped.txt")
 
@@ -133,7 +133,7 @@ def saved_grids(folder):
 def usual_interval(folder, grids, expected):
     """Return the usual seconds between two saves: those of the newest grids, or those `expected` if that is more.
 
-    Returns None if neither is known. The files also know of the time that Frechet distances take.
+    Returns None if neither is known. Between the files lies also the time that Frechet distances take.
     """
     times = [(folder / grid_name(epoch)).stat().st_mtime for epoch in grids[-RECENT:]]
     between = [after - before for before, after in zip(times, times[1:], strict=False)]
