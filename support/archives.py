@@ -9,6 +9,8 @@ import stat
 import zipfile
 from typing import NamedTuple
 
+from PIL import UnidentifiedImageError
+
 from support.errors import UserError, error_text
 from support.formats import open_image
 from support.image_folder import MAX_BYTES, ImageFiles, extension_of
@@ -64,7 +66,10 @@ class ArchiveSource(ImageFiles):
         return self.__dict__ | {"opened": None, "last": (None, b"")}
 
     def __getitem__(self, i):
-        return open_image(io.BytesIO(self.content(i)), extension_of(self.names[i]))
+        try:
+            return open_image(io.BytesIO(self.content(i)), extension_of(self.names[i]))
+        except UnidentifiedImageError:  # its text names an address in memory, another one each time
+            raise ValueError("cannot identify image file") from None
 
     def content(self, i):
         """Return the bytes of image i. Raises ValueError if it is no image, anything if it is damaged."""

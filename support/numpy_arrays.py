@@ -143,8 +143,10 @@ def check_layout(path, shape):
             raise UserError(f"{start} {found}; reshape it to {LAYOUTS}, so that only one axis can be C")
         (layout,) = layouts
         height, width = shape[1:3] if layout == "NHWC" else shape[2:]
-    if not math.prod(shape) or height * width > Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"{start} holds no images, or too large ones (more than {Image.MAX_IMAGE_PIXELS:,} pixels)")
+    if not math.prod(shape):
+        raise UserError(f"{start} holds no images")
+    if height * width > Image.MAX_IMAGE_PIXELS:
+        raise UserError(f"{start} holds too large images: more than {Image.MAX_IMAGE_PIXELS:,} pixels")
     return layout
 
 

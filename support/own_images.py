@@ -19,6 +19,8 @@ def open_own_images(dataroot, image_size, classes):
             "--dataroot is missing: name a folder of images, as in --dataroot photos with photos/any/name.jpg, or an"
             " archive of one, as in --dataroot photos.zip"
         )
+    file = str(dataroot).rstrip("/")  # a shell may complete photos.zip to photos.zip/
+    dataroot = file if os.path.isfile(file) else dataroot
     kind = next((kind for extension, kind in KINDS.items() if str(dataroot).lower().endswith(extension)), None)
     if kind and os.path.isfile(dataroot):
         return kind(dataroot)

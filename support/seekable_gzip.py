@@ -1,12 +1,11 @@
 """A gzip file as a stream that can be read from any position."""
 
 import bisect
-import os
 import zlib
 from typing import Any, NamedTuple
 
-POINTS = 2_000  # states of the decompressor in memory, of about 40 KB each
-BLOCK = 2**18  # bytes that are decompressed at a time
+POINTS = 1_000  # states of the decompressor in memory at most, of about 60 KB each
+INPUT, BLOCK = 2**14, 2**18  # bytes that are read, and decompressed, at a time at most
 MAX_EXPANSION = 200  # times the size of an archive; JPEG and PNG files hardly shrink when they are compressed again
 MAY_EXPAND = 2**30  # bytes to which any archive may expand
 
@@ -28,7 +27,7 @@ class SeekableGzip:
 
     def __init__(self, path, points=None):
         self.file, self.points = open(path, "rb"), [] if points is None else points  # noqa: SIM115 - see close
-        self.spacing = max(2 * BLOCK, os.path.getsize(path) // POINTS)
+        self.spacing = 2 * BLOCK  # of points, in decompressed bytes; it doubles when there are too many
         if not self.points:
             self.points.append(Point(0, 0, zlib.decompressobj(31)))  # 31: gzip with its checksum
         self.start_at(self.points[0])
@@ -58,7 +57,7 @@ class SeekableGzip:
         block = b""
         while not block:
             self.file.seek(self.offset)
-            data = self.file.read(BLOCK)
+            data = self.file.read(INPUT)
             if self.state.eof:  # several gzip files may follow each other, and zeros may follow them
                 if not data.strip(b"\0"):
                     return b""
@@ -71,6 +70,9 @@ class SeekableGzip:
         self.position += len(block)
         if self.position - self.points[-1].position >= self.spacing:
             self.points.append(Point(self.position, self.offset, self.state.copy()))
+        if len(self.points) > POINTS:
+            del self.points[1::2]
+            self.spacing *= 2
         check_expansion(self.position, self.offset)
         return block
 

@@ -83,6 +83,8 @@ def open_torchvision(kind, dataroot, image_size, classes, split=None, package=No
     root = Path(dataroot or "data")
     if package and importlib.util.find_spec(package) is None:
         raise UserError(f"--dataset {kind.lower()} needs the {package} package: pip install {package}")
+    if root.is_file():
+        raise UserError(f"--dataroot {root} is a file; name the folder that holds it, or use --dataset folder")
     part = {"split": split} if split else {"train": True}
     try:
         with no_empty_folders(root / kind / "raw"):

@@ -38,6 +38,8 @@ class TarSource(ArchiveSource):
         files, links = {}, {}
         with tarfile.open(fileobj=self.opened, mode="r:") as archive:
             while info := archive.next():
+                if info.size < 0:  # it would lead back, and so to an endless loop
+                    raise ValueError("the header of a file is damaged")
                 archive.members.clear()  # it would keep a kilobyte for each file
                 name = file_name(info.name)
                 links.pop(name, None)  # of files with the same name, the last counts

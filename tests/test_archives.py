@@ -6,6 +6,7 @@ import os
 import pickle
 import random
 import shutil
+import struct
 import sys
 import tarfile
 import zipfile
@@ -226,6 +227,15 @@ def test_damaged_files_in_an_archive_are_skipped(kind, tmp_path):
     assert ("Bad CRC-32" in images.skipped[0]) == (kind == "stored.zip")
 
 
+def test_a_damaged_file_is_reported_once_in_a_run_without_a_cache(tmp_path):
+    """Pillow's own text names an address in memory, which differs each time."""
+    members = [*((f"{i}.png", png(i)) for i in range(4)), ("x.png", b"no image")]
+    images = load_images("folder", zip_of(tmp_path / "a.zip", *members), 16, cache="none")
+    for epoch in range(4):
+        list(images.batches(2, seed=1, epoch=epoch))
+    assert images.skipped == ["x.png (cannot identify image file)"]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_files_that_expand_too_far_are_skipped(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(archives, "MAX_BYTES", 2**20)
@@ -254,6 +264,14 @@ def damage_a_header(content):
     return content
 
 
+def give_a_negative_size(content):
+    """In the header of the first file: it leads back to itself."""
+    content[124:136] = b"\xff" * 10 + struct.pack(">h", -512)
+    content[148:156] = b" " * 8
+    content[148:156] = b"%06o\0 " % sum(content[:512])
+    return content
+
+
 def flip(content):
     content[len(content) // 2] ^= 1
     return content
@@ -272,6 +290,7 @@ REFUSED = [
     ("a.zip", cut, "cannot be read (File is not a zip file); download it again, or unpack it and name the folder"),
     ("a.tar", cut, "cannot be read ("),
     ("a.tar", damage_a_header, "cannot be read ("),
+    ("a.tar", give_a_negative_size, "cannot be read ("),
     ("a.tar.gz", cut, "cut off"),
     ("a.tar.gz", flip, "cannot be read ("),
     ("a.tar.gz", lambda content: content[:-4], "cut off"),
@@ -361,6 +380,20 @@ def test_a_gzip_file_is_read_from_any_position(parts, tmp_path):
         stream.close()
 
 
+def test_the_points_of_a_gzip_file_are_few_however_far_it_expands(tmp_path, monkeypatch):
+    monkeypatch.setattr(seekable_gzip, "POINTS", 10)
+    expected = bytes(20_000_000) + np.random.default_rng(0).bytes(1000)
+    (tmp_path / "a.gz").write_bytes(gzip.compress(expected, 1))
+    stream = SeekableGzip(tmp_path / "a.gz")
+    assert stream.read(10**9) == expected
+    assert 4 < len(stream.points) <= 10
+    assert max(len(point.state.unconsumed_tail) for point in stream.points) <= seekable_gzip.INPUT
+    for position in (0, 7_777_777, 20_000_500):
+        stream.seek(position)
+        assert stream.read(100) == expected[position : position + 100]
+    stream.close()
+
+
 def test_the_checksum_of_a_gzip_file_is_verified(tmp_path):
     content = bytearray(gzip.compress(bytes(100)))
     content[-8] ^= 1
@@ -395,3 +428,9 @@ def test_a_run_resumes_with_the_archive_moved_or_unpacked_but_not_changed(kind, 
     assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume"), capsys, words)
     archive.unlink()
     assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume"), capsys, f"--dataroot {archive}: there is no such")
+
+
+def test_a_slash_after_the_name_of_an_archive_does_no_harm(tmp_path):
+    archive = zip_of(tmp_path / "a.zip", ("a.png", png(1)))
+    assert contents(load_images("folder", f"{archive}/", 16)) == pixels(1)
+    assert_cannot_load("a.zip is a file; name the folder that holds it", dataset="mnist", dataroot=archive)
