@@ -1,7 +1,9 @@
 """log.csv: a row for every few steps of a run."""
 
 import csv
+import errno
 import math
+import os
 
 from support.files import write_atomically
 
@@ -10,13 +12,13 @@ OPTIONAL = (*MEASURED, "loss_D_real", "loss_D_fake")  # the last two are missing
 
 
 class Log:
-    """The rows of a run's log.csv, dictionaries of its columns, and the file that they are appended to.
+    """The rows of a run's log.csv, dictionaries of its columns, and the file, whose last row alone ever changes.
 
     means: the columns that a step reports.
     """
 
     def __init__(self, path, means):
-        self.path, self.rows, self.file = path, [], None
+        self.path, self.rows, self.file, self.last_row_at = path, [], None, 0
         self.columns = ("epoch", "step", "images", *means, "images_per_s", *MEASURED)
 
     def open(self, steps=None):
@@ -25,7 +27,11 @@ class Log:
             text = self.path.read_text(encoding="utf-8")
             rows = map(self.parse, csv.DictReader(text[: text.rfind("\n") + 1].splitlines()))  # complete lines
             self.rows = [row for row in rows if row and row["step"] <= steps]
-        self.rewrite()
+        lines = [f"{line}\n".encode() for line in (",".join(self.columns), *map(self.as_line, self.rows))]
+        write_atomically(self.path, lambda file: file.writelines(lines))
+        self.last_row_at = sum(map(len, lines[:-1]))
+        self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - as long as the run
+        self.file.seek(0, os.SEEK_END)
 
     def parse(self, row):
         """Return a row of the file with numbers, or None if it is incomplete or damaged."""
@@ -35,19 +41,20 @@ class Log:
             return None
         return numbers if numbers.keys() | set(OPTIONAL) >= set(self.columns) else None
 
-    def rewrite(self):
-        """Write the whole file, and open it for more rows."""
-        if self.file:
-            self.file.close()  # Windows cannot replace an open file
-        lines = [",".join(self.columns), *map(self.as_line, self.rows), ""]
-        write_atomically(self.path, lambda file: file.write("\n".join(lines).encode()))
-        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - as long as the run
-
     def add_row(self, row):
         """Append a row: all columns but those of MEASURED. Raises OSError."""
         self.rows.append(row)
+        self.last_row_at = self.file.tell()
+        self.write_last_row()
+
+    def write_last_row(self):
+        """Write the last row, with all that was measured, from its place in the file on. Raises OSError."""
+        line = f"{self.as_line(self.rows[-1])}\n".encode()
         try:
-            print(self.as_line(row), file=self.file, flush=True)
+            self.file.seek(self.last_row_at)
+            if self.file.write(line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            self.file.truncate()  # of the row as it was before
         except OSError as error:
             raise OSError(
                 f"{self.path} could not be written ({error.strerror}); files saved before are intact"
@@ -62,9 +69,9 @@ class Log:
         return distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
 
     def add_measurement(self, column, value):
-        """Add a value of a column of MEASURED to the last row."""
+        """Add a value of a column of MEASURED to the last row. Raises OSError."""
         self.rows[-1][column] = value
-        self.rewrite()
+        self.write_last_row()
 
     def as_line(self, row):
         values = (row.get(column, "") for column in self.columns)

@@ -130,3 +130,21 @@ def test_distances_belong_to_the_last_row_and_the_lowest_is_known(log):
     again.add_row(row_at(5))  # the file goes on after it was rewritten
     assert [row["step"] for row in read(log.path)] == list("12345")
     assert files(log.path.parent) == [log.path]
+
+
+def test_a_measurement_changes_the_last_row_in_place(log):
+    """The file stays the same one, which another program may be following."""
+    before = log.path.read_text()
+    log.add_measurement("contrast", 0.123456)
+    assert log.path.read_text() == before[:-1] + "0.123456\n"
+    log.add_measurement("contrast", 0.5)
+    assert log.path.read_text() == before[:-1] + "0.5\n"
+    log.close()
+    again = new_log(log.path)
+    again.open(3)
+    inode = again.path.stat().st_ino
+    again.add_measurement("fid", 7.5)
+    again.add_row(row_at(4))
+    again.add_measurement("contrast", 0.25)
+    assert again.path.stat().st_ino == inode
+    assert [(row["fid"], row["contrast"]) for row in read(log.path)] == [("", "")] * 2 + [("7.5", "0.5"), ("", "0.25")]
