@@ -120,9 +120,10 @@ def set_up(args, checkpoint):
     accelerator.tune_device(device)  # after decoding: from now on, freed memory is kept
 
     # Training state
-    trainer = Trainer(netG, netD, device, trainer_settings(args, device, images))
     if checkpoint:
         check_same_images(images, checkpoint, args.outf)
+    trainer = Trainer(netG, netD, device, trainer_settings(args, device, images, checkpoint))
+    if checkpoint:
         restore(trainer, checkpoint, args)
     if device.type != "cpu":
         images.keep_on(device, accelerator.free_memory(device))
@@ -192,7 +193,7 @@ def prepare_images(args, checkpoint):
     return images
 
 
-def trainer_settings(args, device, images):
+def trainer_settings(args, device, images, checkpoint):
     """Return the TrainerSettings of these options, with a warning if --compile is not possible."""
     rank, world_size = distributed.rank_and_world_size()
     reason = "not with --sync-bn" if args.sync_bn else accelerator.why_not_compile(device) if args.compile else None
@@ -200,7 +201,9 @@ def trainer_settings(args, device, images):
         print(f"warning: --compile is not possible here; continuing without it ({reason})", file=sys.stderr)
     options = {name: getattr(args, name) for name in ("lr", "beta1", "ema", "precision", "flip", "augment", "sync_bn")}
     options |= {"seed": args.manual_seed, "compile": args.compile and not reason}
-    contrast = distributed.broadcast_object(contrast_of_data_set(images) if args.contrast and rank == 0 else 0)
+    contrast = (checkpoint or {}).get("target_contrast", 0) if args.contrast else 0
+    if args.contrast and not contrast:  # a new run, or one that had no --contrast before
+        contrast = distributed.broadcast_object(contrast_of_data_set(images) if rank == 0 else None)
     return TrainerSettings(
         **options, shard_size=min(args.batch_size, len(images)) // world_size, target_contrast=contrast
     )
@@ -227,7 +230,8 @@ def open_folder(run, checkpoint):
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
     versions = {"python": platform.python_version(), "torch": torch.__version__}
-    versions["torchvision"] = importlib.metadata.version("torchvision")  # importing it takes a second
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # importing torchvision takes a second
+        versions["torchvision"] = importlib.metadata.version("torchvision")
     run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
     if initial:
         run.folder.save_checkpoint(initial)  # a run killed before its next checkpoint keeps its seed
@@ -242,48 +246,56 @@ def open_folder(run, checkpoint):
 
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
-    args = run.args
+    args, ended, closing = run.args, "an error", contextlib.closing
     total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: hidden without a terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
-    signum, stopped = 0, False
-    last_row = run.log.rows[-1] if run.log.rows else {"step": None}
-    if run.fid_meter and run.step == 0 and last_row["step"] == run.trainer.steps and "fid" not in last_row:
-        measure_fid(run)  # the run was stopped before its last FID, or had no --fid
-    closing = contextlib.closing
     with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
-        while run.epoch < args.niter and not stopped:
-            # Train
-            bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
-            signum = train_epoch(run, bar, stop)
-            stopped = bool(signum) or args.dry_run
-            warn_skipped(run)
-
-            # Report
-            finished_epoch = run.step >= run.steps_per_epoch
-            if finished_epoch:
-                run.epoch, run.step = run.epoch + 1, 0
-                if run.rank == 0:
-                    tqdm.write(epoch_summary(run.log.rows, run.epoch, args.niter))
-                    sys.stdout.flush()  # for a log file to show it at once
-
-            # Save and measure
-            signum = distributed.all_reduce_max(stop.received)  # it may have come since the last step
-            stopped = stopped or bool(signum)
-            if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
-                save(run, finished_epoch or args.dry_run, last=stopped or run.epoch == args.niter)
-                if run.fid_meter and (finished_epoch or args.dry_run):
-                    measure_fid(run, lambda: stop.received)
-                signum = distributed.all_reduce_max(stop.received)
-                stopped = stopped or bool(signum)
-        if run.rank == 0:
-            run.folder.wait()
-            run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
+        try:
+            signum = train_epochs(run, bar, stop)
+            if run.rank == 0:
+                run.folder.wait()
+                run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
-            update_report(run, ended)
+        finally:
+            if run.rank == 0:
+                update_report(run, ended)
     if run.rank == 0:
         describe_end(run, ended)
     return 128 + signum if signum and run.epoch < args.niter else 0
+
+
+def train_epochs(run, bar, stop):
+    """Take the remaining epochs; stop after a signal. Returns the number of the signal, or 0."""
+    args, signum, stopped = run.args, 0, False
+    last_row = run.log.rows[-1] if run.log.rows else {"step": None}
+    if run.fid_meter and run.step == 0 and last_row["step"] == run.trainer.steps and "fid" not in last_row:
+        measure_fid(run)  # the run was stopped before its last FID, or had no --fid
+    while run.epoch < args.niter and not stopped:
+        # Train
+        bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
+        signum = train_epoch(run, bar, stop)
+        stopped = bool(signum) or args.dry_run
+        warn_skipped(run)
+
+        # Report
+        finished_epoch = run.step >= run.steps_per_epoch
+        if finished_epoch:
+            run.epoch, run.step = run.epoch + 1, 0
+            if run.rank == 0:
+                tqdm.write(epoch_summary(run.log.rows, run.epoch, args.niter))
+                sys.stdout.flush()  # for a log file to show it at once
+
+        # Save and measure
+        signum = distributed.all_reduce_max(stop.received)  # it may have come since the last step
+        stopped = stopped or bool(signum)
+        if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
+            save(run, finished_epoch or args.dry_run, last=stopped or run.epoch == args.niter)
+            if run.fid_meter and (finished_epoch or args.dry_run):
+                measure_fid(run, lambda: stop.received)
+            signum = distributed.all_reduce_max(stop.received)
+            stopped = stopped or bool(signum)
+    return signum
 
 
 def train_epoch(run, bar, stop):

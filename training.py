@@ -210,6 +210,7 @@ class Trainer:
         parts = self.networks() | {"optimizerG": self.optimizerG, "optimizerD": self.optimizerD}
         state = {name: copy_to_cpu(dict(part.state_dict())) for name, part in parts.items()}
         state |= {"steps": self.steps, "contrast_factor": self.contrast_factor}
+        state |= {"target_contrast": self.settings.target_contrast}
         return state | {"noise": all_gather_object(self.rng.get_state())}
 
     def load_state_dict(self, state):

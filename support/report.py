@@ -29,7 +29,7 @@ def write_report(path, rows, epoch, step, steps_per_epoch, ended=None):
     """Write the page of the run in whose folder `path` lies, with the log's `rows`.
 
     epoch, step: the finished epochs, and the steps taken since. ended: None while the run lasts; "finished", "dry run",
-    or the name of the signal that stopped it.
+    "an error", or the name of the signal that stopped it.
     """
     folder = path.parent
     settings = json.loads((folder / "args.json").read_text(encoding="utf-8"))

@@ -9,6 +9,7 @@ from helpers import EXACT, assert_same, checkpoint, equal, log_rows, networks, r
 from PIL import Image
 from torch import nn
 
+import dcgan
 from data import load_images
 from models import Generator, generate_images, latents, load_generator, set_batch_norm_statistics
 from support.contrast import LARGEST_FACTOR, contrast_of_data_set, find_factor, with_factor
@@ -126,6 +127,7 @@ def test_training_goes_on_as_without_it(ema):
     factors = state.pop("contrast_factor"), other.pop("contrast_factor")
     assert factors[0] > 1
     assert factors[1] == 1
+    assert (state.pop("target_contrast"), other.pop("target_contrast")) == (0.5, 0)
     assert_same(state, other)
     sampled = twin.netG_ema if ema else twin.netG
     expected = with_factor(sampled, factors[0]).state_dict()
@@ -196,3 +198,15 @@ def test_weights_that_are_not_finite_give_no_endless_search():
     factor, contrast = find_factor(netG, latents(range(8), 10), 0.5)
     assert math.isnan(contrast)
     assert math.isfinite(factor)
+
+
+def test_a_resumed_run_measures_its_images_once(tmp_path, few_steps, monkeypatch):
+    """With --cache none, that means decoding a thousand of them."""
+    measured = []
+    monkeypatch.setattr(dcgan, "contrast_of_data_set", lambda images: measured.append(images) or 0.5)
+    for arguments in (few_steps, ["--resume", "--niter", 3], ["--resume", "--niter", 4, "--no-contrast"]):
+        assert run_dcgan(tmp_path / "out", *arguments) == 0
+        assert checkpoint(tmp_path / "out")["target_contrast"] == (0.0 if "--no-contrast" in arguments else 0.5)
+    assert len(measured) == 1
+    assert run_dcgan(tmp_path / "out", "--resume", "--niter", 5, "--contrast") == 0
+    assert len(measured) == 2

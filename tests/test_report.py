@@ -376,3 +376,10 @@ def test_the_page_of_a_killed_run_says_that_it_seems_to_have_stopped(tmp_path):
     assert found[0] == [[name(1), "1", "1", "Running"], "about 2 min left", True, ""]
     words = "Seems to have stopped: this page was last written 2 h 30 min ago, and saves usually come every 10 s"
     assert found[1] == [[name(0), "1", "0", words], None, False, "#epoch-1"]
+
+
+def test_the_page_of_a_run_that_failed_says_so(tmp_path, few_steps):
+    assert run_dcgan(tmp_path / "out", *few_steps, "--lr", "1e30") == 1
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "Stopped by an error" in page
+    assert '"running": false' in page
