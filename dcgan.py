@@ -249,17 +249,17 @@ def train(run):
     args, ended, closing = run.args, "an error", contextlib.closing
     total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: hidden without a terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
-    with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
-        try:
+    try:
+        with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
             signum = train_epochs(run, bar, stop)
             if run.rank == 0:
                 run.folder.wait()
                 run.folder.draw_or_warn(animate, "progress.gif", args.image_size)
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
-        finally:
-            if run.rank == 0:
-                update_report(run, ended)
+    finally:
+        if run.rank == 0:
+            update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
     if run.rank == 0:
         describe_end(run, ended)
     return 128 + signum if signum and run.epoch < args.niter else 0

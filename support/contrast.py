@@ -30,7 +30,7 @@ def subsample(images):
 def contrast_of_data_set(images):
     """Return the contrast of the first 1,024 of a PreparedImages, in a fixed random order."""
     batches = itertools.islice(images.batches(BATCH, seed=0, epoch=0), REAL_IMAGES // BATCH)
-    bar = tqdm(batches, "contrast of training images", min(REAL_IMAGES, len(images)) // BATCH, False, disable=None)
+    bar = tqdm(batches, desc="contrast of training images", leave=False, disable=None)
     return contrast(torch.cat([subsample(batch) for batch in bar]).float() / 127.5 - 1).item()
 
 

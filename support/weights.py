@@ -63,8 +63,8 @@ def check_settings(tree, net, path):
             for name in names:
                 if found and type(settings.get(name)) is int and settings[name] != found:
                     raise UserError(
-                        f"{path}: its settings say {name} {settings[name]}, but its weights have the"
-                        f" shapes of {found}, with the paper's strides; if these are right, save the state_dict() alone"
+                        f"{path}: its settings say {name} {settings[name]}, but its weights fit {name} {found}, with"
+                        " the paper's strides; if the weights are right, save the state_dict() alone"
                     )
 
 
