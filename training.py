@@ -18,9 +18,15 @@ from models import set_batch_norm_statistics
 from support.accelerator import CapturedStep, copy_to_cpu, fastest_layout, to_device
 from support.augmentation import Augmentation
 from support.contrast import find_factor, with_factor
-from support.cpu_convolutions import use_matmul_convolutions
-from support.distributed import all_gather_object, all_reduce_mean, average_gradients, rank_and_world_size
+from support.distributed import (
+    all_gather_object,
+    all_reduce_mean,
+    all_reduces_with_nccl,
+    average_gradients,
+    rank_and_world_size,
+)
 from support.errors import UserError
+from support.matmul_convolutions import use_matmul_convolutions
 from support.sync_batch_norm import use_sync_batch_norm
 
 DIVERGED = (
@@ -128,8 +134,9 @@ class Trainer:
             use_sync_batch_norm(netG), use_sync_batch_norm(netD)
         self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if settings.ema else None
-        if device.type == "cpu" and settings.precision == "fp32" and not settings.compile:
-            use_matmul_convolutions(self.netG), use_matmul_convolutions(self.netD)
+        on_cpu = device.type == "cpu" and settings.precision == "fp32" and not settings.compile
+        if on_cpu or device.type == "cuda":
+            use_matmul_convolutions(self.netG, device), use_matmul_convolutions(self.netD, device)
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": True}
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **adam)
         self.optimizerD = torch.optim.Adam(self.netD.parameters(), **adam)
@@ -141,8 +148,9 @@ class Trainer:
         self.captured_step = self.new_captured_step()
 
     def new_captured_step(self):
-        """Return a CapturedStep, or None where there is no CUDA graph: without CUDA, and in several processes."""
-        return CapturedStep(self) if self.device.type == "cuda" and self.world_size == 1 else None
+        """Return a CapturedStep, or None where there is no CUDA graph: it can hold no all-reduce but NCCL's."""
+        can_capture = self.device.type == "cuda" and (self.world_size == 1 or all_reduces_with_nccl())
+        return CapturedStep(self) if can_capture else None
 
     def step(self, batch):
         """Take one step with a batch, uint8 (N, nc, s, s); return its StepResult as a tensor (7,) on the device."""

@@ -147,7 +147,8 @@ class CapturedStep:
         self.batch = torch.empty_like(batch, device=trainer.device)
         self.set_capturable(True)
         try:
-            with torch.cuda.graph(graph, stream=self.stream):
+            # thread_local: what other threads do, such as NCCL's watchdog, does not end the capture.
+            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.result = trainer.eager_step(self.batch)
             self.graph = graph
         except RuntimeError as error:

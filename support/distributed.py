@@ -102,6 +102,11 @@ def all_reduce_max(number):
     return int(values)
 
 
+def all_reduces_with_nccl():
+    """Return whether the processes of a job exchange CUDA tensors through NCCL (on Windows there is only gloo)."""
+    return "cuda:nccl" in dist.get_backend_config()
+
+
 def all_reduce_mean(values):
     """Return the mean of a tensor over all processes, computed in place."""
     world_size = rank_and_world_size()[1]

@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from models import Discriminator, Generator  # noqa: E402
 from support.accelerator import WARM_UP, tune_device  # noqa: E402
-from support.distributed import average_gradients  # noqa: E402
+from support import distributed  # noqa: E402
+from support.distributed import all_reduces_with_nccl  # noqa: E402
 from training import Trainer, TrainerSettings  # noqa: E402
 
 SMALL = {"nz": 10, "ngf": 8, "image_size": 16}  # of G, for parts that do not measure
@@ -140,22 +141,20 @@ def failing_capture(device):
 
 
 def nccl(device):
-    """A process group of one rank: a flat all-reduce by itself and inside a captured graph."""
+    """Steps with NCCL's all-reduce (of a single rank, halved as if there were two) are captured, and equal plain ones."""
     with one_free_port() as port:
-        dist.init_process_group("nccl", init_method=f"tcp://localhost:{port}", rank=0, world_size=1)
-    net = Generator(**SMALL).to(device)
-    for weight in net.parameters():
-        weight.grad = torch.ones_like(weight)
-    values, graph = torch.ones(1_000_000, device=device), torch.cuda.CUDAGraph()
-    dist.all_reduce(values)
-    wait_for(device)
-    with torch.cuda.graph(graph):
-        dist.all_reduce(values)
-        average_gradients(net)
-    graph.replay()
-    wait_for(device)
-    assert values.eq(1).all()
-    print("an NCCL all-reduce can be captured and replayed")
+        method = f"tcp://localhost:{port}"
+        dist.init_process_group("cpu:gloo,cuda:nccl", init_method=method, rank=0, world_size=1)
+    assert all_reduces_with_nccl()
+    distributed.rank_and_world_size = lambda: (0, 2)  # for average_gradients: gradients are reduced, then halved
+    run, plain = (trainer(device, small=True, batch_size=16) for _ in range(2))
+    plain.captured_step = None
+    for _ in range(WARM_UP + 20):
+        batch = random_batch(run, 16)
+        run.step(batch), plain.step(batch)
+    assert run.captured_step.graph is not None
+    torch.testing.assert_close(weights_of(run), weights_of(plain), rtol=1e-4, atol=1e-4)
+    print(f"largest difference of weights: {(weights_of(run) - weights_of(plain)).abs().max():.2g}")
     dist.destroy_process_group()
 
 

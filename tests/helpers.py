@@ -25,7 +25,7 @@ import dcgan
 import generate
 from data import load_images
 from models import Discriminator, Generator, generate_images, load_generator
-from support.cpu_convolutions import as_matmul
+from support.matmul_convolutions import as_matmul
 from support.errors import UserError
 from support.latents import latents
 from training import Trainer, TrainerSettings

@@ -21,7 +21,7 @@ from support.fid import FidMeter
 
 # All names of the program's internals that these tests use.
 TRAINER = training.Trainer
-PLAIN_CONVOLUTIONS = (training, "use_matmul_convolutions", lambda net: None)
+PLAIN_CONVOLUTIONS = (training, "use_matmul_convolutions", lambda net, device: None)
 WITHOUT_CURVES = (run_folder, "plot_losses", lambda *_: None)
 
 if not simulated.SUPPORTED:

@@ -1,4 +1,4 @@
-"""The convolutions with the smallest feature maps, as matrix products on a CPU."""
+"""The convolutions with the smallest feature maps, as matrix products."""
 
 import itertools
 import platform
@@ -9,22 +9,24 @@ import torch.nn.functional as F
 from torch import nn
 
 
-def use_matmul_convolutions(net):
-    """Replace G's first convolution, or D's last, by a matrix product for training in float32.
+def use_matmul_convolutions(net, device):
+    """Replace G's first convolution, or D's last, by a matrix product for training, where that is faster.
 
-    On Intel, replace G's second or D's last but one as well.
+    On an Intel CPU, replace G's second or D's last but one as well. On a CPU this is meant for float32 alone.
 
-    The results are the same but for rounding. oneDNN's convolutions are slow where a map is a single point (100 x 512
-    and 512 x 1 channels take eight times as long), and where weights far outnumber the points of a map (512 x 256 on
-    4 x 4: 1.27 times; two Intel cores with AVX-512, batches of 128). MKL computes the products, and is slower on
-    other makers' processors: there the second replacement would cost 5% (two AMD cores). In D, the second product
-    keeps four times its input for the gradients.
+    The results are the same but for rounding. Libraries' convolutions are slow where a map is a single point (100 x 512
+    and 512 x 1 channels): oneDNN's take eight times as long (Intel), and on an H200 a step in bfloat16 takes 9% longer.
+    oneDNN's are also slow where weights far outnumber the points of a map (512 x 256 on 4 x 4: 1.27 times; two Intel
+    cores with AVX-512, batches of 128). MKL computes the products, and is slower on other makers' processors: there the
+    second replacement would cost 5% (two AMD cores). In D, the second product keeps four times its input for the
+    gradients.
     """
     places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
     dense, strided = places[:2] if net.main[places[0]].transposed else places[:-3:-1]
     points, weights = net.main[dense].weight[0, 0].numel(), net.main[strided].weight[..., 0, 0].numel()
     # 512 x 256 on 5 x 5 gains; on 6 x 6 it does not.
-    for i in [dense, strided] if weights > 5_000 * points and is_intel() else [dense]:
+    both = device.type == "cpu" and weights > 5_000 * points and is_intel()
+    for i in [dense, strided] if both else [dense]:
         net.main[i] = as_matmul(net.main[i])
 
 

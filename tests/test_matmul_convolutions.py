@@ -9,9 +9,11 @@ from helpers import randomised
 from torch import nn
 
 from models import Discriminator, Generator
-from support import cpu_convolutions
-from support.cpu_convolutions import MatmulConv2d, MatmulConvTranspose2d, as_matmul, use_matmul_convolutions
+from support import matmul_convolutions
+from support.matmul_convolutions import MatmulConv2d, MatmulConvTranspose2d, as_matmul, use_matmul_convolutions
 from training import Trainer, TrainerSettings, train_step
+
+CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
@@ -38,14 +40,14 @@ def test_matrix_products_equal_convolutions(kind, side, stride, layout):
 
 
 def test_a_step_with_matrix_products_equals_one_without(monkeypatch):
-    monkeypatch.setattr(cpu_convolutions, "is_intel", lambda: True)
+    monkeypatch.setattr(matmul_convolutions, "is_intel", lambda: True)
     torch.manual_seed(0)
     nets = Generator().double(), Discriminator().double()
     real, z, gradients = torch.rand(4, 3, 64, 64).double(), torch.randn(4, 100).double(), []
     for products in (False, True):
         netG, netD = (copy.deepcopy(net).to(memory_format=torch.channels_last) for net in nets)
         if products:
-            use_matmul_convolutions(netG), use_matmul_convolutions(netD)
+            use_matmul_convolutions(netG, CPU), use_matmul_convolutions(netD, CPU)
         adams = [torch.optim.Adam(net.parameters(), lr=0.0, fused=True) for net in (netG, netD)]
         result = train_step(netG, netD, *adams, real, z)
         gradients.append([torch.stack(result), *(p.grad for net in (netG, netD) for p in net.parameters())])
@@ -56,11 +58,18 @@ def test_a_step_with_matrix_products_equals_one_without(monkeypatch):
 def test_networks_keep_their_weights_and_names(kind):
     net = randomised(kind()).eval()
     weights, state = list(net.parameters()), copy.deepcopy(net.state_dict())
-    use_matmul_convolutions(net)
+    use_matmul_convolutions(net, CPU)
     assert all(ours is weight for ours, weight in zip(net.parameters(), weights, strict=True))
     assert list(net.state_dict()) == list(state)
     assert all(torch.equal(net.state_dict()[name], t) for name, t in state.items())
     assert not any(layer.training for layer in net.modules())
+
+
+def test_on_cuda_only_the_dense_layer_is_a_product(monkeypatch):
+    monkeypatch.setattr(matmul_convolutions, "is_intel", lambda: True)
+    for net, kind, place in ((Generator(), MatmulConvTranspose2d, 0), (Discriminator(), MatmulConv2d, -2)):
+        use_matmul_convolutions(net, torch.device("cuda"))
+        assert [layer for layer in net.main if isinstance(layer, kind)] == [list(net.main)[place]]
 
 
 @pytest.mark.parametrize(("maker", "products"), [("GenuineIntel", 2), ("AuthenticAMD", 1), (None, 1)])
@@ -73,11 +82,11 @@ def test_innermost_layers_are_matrix_products_while_training(monkeypatch, maker,
             raise FileNotFoundError
         return f"processor\t: 0\nvendor_id\t: {maker}\n"
 
-    monkeypatch.setattr(cpu_convolutions, "Path", lambda path: SimpleNamespace(read_text=lambda: read_text(path)))
+    monkeypatch.setattr(matmul_convolutions, "Path", lambda path: SimpleNamespace(read_text=lambda: read_text(path)))
 
     def count(ngf, size, **settings):
         nets = Generator(10, ngf, 3, size), Discriminator(ngf, 3, size)
-        trainer = Trainer(*nets, torch.device("cpu"), TrainerSettings(**settings))
+        trainer = Trainer(*nets, CPU, TrainerSettings(**settings))
         of_G, of_average, of_D = (map(type, net.main) for net in (trainer.netG, trainer.netG_ema, trainer.netD))
         assert MatmulConvTranspose2d not in of_average
         return list(of_G).count(MatmulConvTranspose2d), list(of_D).count(MatmulConv2d)
