@@ -25,9 +25,9 @@ import dcgan
 import generate
 from data import load_images
 from models import Discriminator, Generator, generate_images, load_generator
-from support.matmul_convolutions import as_matmul
 from support.errors import UserError
 from support.latents import latents
+from support.matmul_convolutions import as_matmul
 from training import Trainer, TrainerSettings
 
 ROOT = Path(__file__).parents[1]
