@@ -141,7 +141,7 @@ def failing_capture(device):
 
 
 def nccl(device):
-    """Steps with NCCL's all-reduce (of a single rank, halved as if there were two) are captured, and equal plain ones."""
+    """Steps with an all-reduce of NCCL (one rank, halved as if there were two) are captured, and equal plain ones."""
     with one_free_port() as port:
         method = f"tcp://localhost:{port}"
         dist.init_process_group("cpu:gloo,cuda:nccl", init_method=method, rank=0, world_size=1)
