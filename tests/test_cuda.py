@@ -29,7 +29,7 @@ def _one_kernel_for_all_runs():
 def trainer_on(device, batch_size=BATCH, precision="bf16", **settings):
     """Return a Trainer; with a batch_size of 0, none of its steps is captured or compiled."""
     torch.manual_seed(0)
-    settings |= {"lr": 0.002, "ema": 0.9, "seed": 7, "precision": precision, "shard_size": batch_size}
+    settings = {"lr": 0.002, "ema": 0.9, "seed": 7, "precision": precision, "shard_size": batch_size} | settings
     nets = Generator(10, 16, 3, 32), Discriminator(16, 3, 32)
     return Trainer(*nets, torch.device(device), TrainerSettings(**settings))
 
@@ -160,8 +160,10 @@ def test_images_do_not_depend_on_their_batch():
 
 
 @pytest.mark.slow
-def test_compiled_and_captured_steps_are_close_to_plain_ones():
-    fast, plain = captured_and_plain("fp32", compile=True)
+def test_compiled_and_captured_steps_are_close_to_plain_ones(monkeypatch):
+    """In full float32 and with a small learning rate: training amplifies a difference in the last bits."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    fast, plain = (trainer_on("cuda", size, "fp32", lr=0.0002, compile=size > 0) for size in (BATCH, 0))
     for batch in random_batches(WARM_UP + 3):
         torch.testing.assert_close(fast.step(batch), plain.step(batch), rtol=1e-2, atol=1e-2)
     assert fast.captured_step.graph is not None
