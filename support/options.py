@@ -84,7 +84,7 @@ def add_training_options(parser):
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's shard")
     text = "precision of the networks (default: bf16 on a CUDA GPU that has it, otherwise fp32, on NVIDIA with TF32)"
     add("--precision", choices=("fp32", "bf16"), help=text)
-    text = "compile the networks, which takes a minute and is no faster on a CPU (default: no)"
+    text = "compile the networks, which takes a minute and is faster only on a GPU (default: no)"
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
 
     add = parser.add_argument_group("run folder").add_argument

@@ -16,7 +16,7 @@ MUCH_GIGABYTES = 5  # of weights
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
-    " learns little. A new run may do better with more images, --augment translation, a smaller --ndf or a smaller --lr"
+    " learns little. Try --augment translation first, in a new run; then more images, a smaller --ndf or a smaller --lr"
 )
 
 
@@ -32,7 +32,7 @@ def describe(run, resumed):
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if run.world_size > 1:
-        captured = "" if device.type == "cpu" else "; without CUDA graphs"
+        captured = "; without CUDA graphs" if device.type == "cuda" and not trainer.captured_step else ""
         share = counted(args.batch_size // run.world_size, "image")
         print(f"{run.world_size} processes with {share} each per step{captured}")
     if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
