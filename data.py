@@ -7,6 +7,7 @@
 
 import functools
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -43,10 +44,18 @@ SOURCES = {
     "svhn": functools.partial(open_torchvision, "SVHN", split="train", package="scipy"),
 }
 NO_DEFAULT_ROOT = ("cartoon", "fake", "folder", "imagenet", "lfw")  # the dataroot of others is "data" by default
-# How a data set is read. formats 1: take only files that earlier versions took; 2: take all. pixel_range: None: that of
-# the cached array, or else chosen by a survey. crop: use only the centre, a square of this side; 0: use all.
-READING = {"formats": 2, "pixel_range": None, "crop": 0}
-EARLIER_READING = READING | {"formats": 1, "pixel_range": list(PixelRange())}  # of runs that earlier versions began
+OLD_READING = {"formats": 1, "pixel_range": list(PixelRange()), "crop": 0}  # of checkpoints that store no "reading"
+
+
+@dataclass(frozen=True)
+class ReadSettings:
+    """What is read of a data set, and how."""
+
+    nc: int = 3  # channels: 1 grey, 3 RGB
+    crop: int = 0  # use only the centre of each image, a square of this side; 0: use all
+    classes: str = "bedroom"  # of lsun, separated by commas
+    formats: int = 2  # 2: all image formats that can be read; 1: only those of OLD_EXTENSIONS, for runs begun before
+    pixel_range: PixelRange | None = None  # None: that of the cached array, or else chosen by a survey
 
 
 class PreparedImages:
@@ -107,24 +116,24 @@ class PreparedImages:
             yield batch
 
 
-def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", cache=None, workers=0, reading=None):
-    """Return the PreparedImages of a data set, one of SOURCES, at image_size with nc channels (3 RGB, 1 grey).
+def load_images(dataset, dataroot=None, image_size=64, cache=None, workers=0, settings=None):
+    """Return the PreparedImages of a data set, one of SOURCES, at image_size.
 
     cache: the folder for the prepared array, which the first call fills (None: in the user's cache folder), or "none":
-    images are decoded at every use. workers: processes that decode. reading: values that replace those of READING, such
-    as {"crop": 108}; for a run that resumes, its images'. Raises UserError if the data set is not there, OSError
-    if preparing it fails.
+    images are decoded at every use. workers: processes that decode. settings: a ReadSettings (None: the defaults).
+    Raises UserError if the data set is not there, OSError if preparing it fails.
     """
+    settings = settings or ReadSettings()
+    nc, crop, formats = settings.nc, settings.crop, settings.formats
     if dataset not in SOURCES:
         raise UserError(f"--dataset {dataset} is unknown; there are {', '.join(SOURCES)}")
-    source = SOURCES[dataset](dataroot, image_size, classes)
-    reading = READING | (reading or {})
-    crop, pixel_range = reading["crop"], reading["pixel_range"] and PixelRange(*reading["pixel_range"])
-    if reading["formats"] == 1:
+    source = SOURCES[dataset](dataroot, image_size, settings.classes)
+    pixel_range = settings.pixel_range and PixelRange(*settings.pixel_range)
+    if formats == 1:
         source = source.as_in_earlier_versions()
     unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
     images, identity = ImageDecoder(source, image_size, nc, crop=crop), source.identity()
-    facts = {"preparation": PREPARATION, "place": source.place if reading["formats"] == 2 else None}
+    facts = {"preparation": PREPARATION, "place": source.place if formats == 2 else None}
     facts |= {"identity": short_hash(identity), "files": short_hash(source.names_and_sizes(identity))}
     if cache == "none":
         found, contents = survey(source), None
@@ -139,7 +148,7 @@ def load_images(dataset, dataroot=None, image_size=64, nc=3, classes="bedroom", 
         prepared = PreparedImages(found.rows, found.info["skipped"], unlisted, path=found.path)
     pixel_range = pixel_range or found.pixel_range
     prepared.identity = {"files": facts["files"], "contents": contents}
-    prepared.reading = reading | {"pixel_range": list(pixel_range)}
+    prepared.reading = {"formats": formats, "pixel_range": list(pixel_range), "crop": crop}
     prepared.notes = notes_on(source.passed_over, found.multi_frame, pixel_range)
     return prepared
 

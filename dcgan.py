@@ -12,10 +12,8 @@ if __name__ == "__main__":
 
 import argparse
 import contextlib
-import importlib.metadata
 import io
 import os
-import platform
 import signal
 import sys
 import time
@@ -24,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
-from data import EARLIER_READING, SOURCES, PreparedImages, absolute_folders, check_same_images, load_images
+from data import OLD_READING, SOURCES, PreparedImages, ReadSettings, absolute_folders, check_same_images, load_images
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
 from support import accelerator, distributed
 from support.cli import protect_output
@@ -39,6 +37,7 @@ from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, descr
 from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
+from support.versions import library_versions
 from support.weights import check_same_sizes
 from training import StepAverages, StepResult, Trainer, TrainerSettings
 
@@ -169,21 +168,18 @@ def build_networks(args):
 def prepare_images(args, checkpoint):
     """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError.
 
-    A run that resumes takes the same files, crop and range of values as before, which the checkpoint holds.
+    A resumed run reads the data set as before: with the settings that its checkpoint holds.
     """
     rank, world_size = distributed.rank_and_world_size()
-    local_size, is_first = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), os.environ.get("LOCAL_RANK", "0") == "0"
     workers = args.workers
     if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
+        local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
-    source = (args.dataset, args.dataroot, args.image_size, args.nc, args.classes)
-    reading = {"crop": args.crop} | (checkpoint.get("reading", EARLIER_READING) if checkpoint else {})
-    if not is_first:
-        distributed.all_gather_object(None)  # wait for the first process of this machine
-    with contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext():
-        images = load_images(*source, cache=args.cache, workers=workers, reading=reading)
-    if is_first:
-        distributed.all_gather_object(None)
+    settings = {"nc": args.nc, "crop": args.crop, "classes": args.classes}
+    settings = ReadSettings(**settings | (checkpoint.get("reading", OLD_READING) if checkpoint else {}))
+    quiet = contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext()
+    with distributed.local_main_process_first(), quiet:
+        images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
     found = distributed.all_gather_object((len(images), images.identity["files"]))
     if len(set(found)) > 1:
         counts = [count for count, _ in found]
@@ -229,10 +225,7 @@ def open_folder(run, checkpoint):
         return
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
-    versions = {"python": platform.python_version(), "torch": torch.__version__}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):  # importing torchvision takes a second
-        versions["torchvision"] = importlib.metadata.version("torchvision")
-    run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": versions})
+    run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": library_versions()})
     if initial:
         run.folder.save_checkpoint(initial)  # a run killed before its next checkpoint keeps its seed
     if initial or run.images.path:  # a resumed run with --cache none would have to decode some
@@ -267,15 +260,14 @@ def train(run):
 
 def train_epochs(run, bar, stop):
     """Take the remaining epochs; stop after a signal. Returns the number of the signal, or 0."""
-    args, signum, stopped = run.args, 0, False
+    args, signum = run.args, 0
     last_row = run.log.rows[-1] if run.log.rows else {"step": None}
     if run.fid_meter and run.step == 0 and last_row["step"] == run.trainer.steps and "fid" not in last_row:
         measure_fid(run)  # the run was stopped before its last FID, or had no --fid
-    while run.epoch < args.niter and not stopped:
+    while run.epoch < args.niter:
         # Train
         bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
-        signum = train_epoch(run, bar, stop)
-        stopped = bool(signum) or args.dry_run
+        train_epoch(run, bar, stop)
         warn_skipped(run)
 
         # Report
@@ -287,38 +279,34 @@ def train_epochs(run, bar, stop):
                 sys.stdout.flush()  # for a log file to show it at once
 
         # Save and measure
-        signum = distributed.all_reduce_max(stop.received)  # it may have come since the last step
-        stopped = stopped or bool(signum)
-        if stopped or run.epoch % args.save_every == 0 or run.epoch == args.niter:
-            save(run, finished_epoch or args.dry_run, last=stopped or run.epoch == args.niter)
+        signum = distributed.all_reduce_max(stop.received)
+        last = bool(signum) or args.dry_run or run.epoch == args.niter
+        if last or run.epoch % args.save_every == 0:
+            save(run, finished_epoch or args.dry_run, last)
             if run.fid_meter and (finished_epoch or args.dry_run):
                 measure_fid(run, lambda: stop.received)
-            signum = distributed.all_reduce_max(stop.received)
-            stopped = stopped or bool(signum)
+            signum = distributed.all_reduce_max(stop.received)  # it may have come while saving
+        if signum or args.dry_run:
+            break
     return signum
 
 
 def train_epoch(run, bar, stop):
-    """Take the remaining steps of an epoch; stop after a signal, or after one step of a dry run.
-
-    Returns the number of the signal, or 0.
-    """
+    """Take the remaining steps of an epoch; stop after a signal, or after one step of a dry run."""
     args, averages = run.args, StepAverages()
     for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.step, run.rank, run.world_size):
         count = len(batch) * run.world_size
         averages.add(run.trainer.step(batch), count)
         run.step += 1
         bar.update(count)
-        signum = distributed.all_reduce_max(stop.received)  # all processes stop at the same step
-        stopped = signum or args.dry_run
+        stopped = distributed.all_reduce_max(stop.received) or args.dry_run  # all processes stop at the same step
         if stopped or run.step % args.log_every == 0 or run.step == run.steps_per_epoch:
             means = averages.compute()
             averages = StepAverages()
             if run.rank == 0:
                 add_log_row(run, means, bar)
         if stopped:
-            return signum
-    return 0
+            return
 
 
 def add_log_row(run, means, bar):

@@ -1,5 +1,6 @@
 """Several processes, started by torch's launcher. Without them, every function here is about one process alone."""
 
+import contextlib
 import datetime
 import logging
 import os
@@ -83,6 +84,17 @@ def all_gather_object(value):
     if len(values) > 1:
         dist.all_gather_object(values, value)
     return values
+
+
+@contextlib.contextmanager
+def local_main_process_first():
+    """Let the first process of each machine run the block before the others do, so that they find its results."""
+    is_first = os.environ.get("LOCAL_RANK", "0") == "0"
+    if not is_first:
+        all_gather_object(None)  # wait for the first process
+    yield
+    if is_first:
+        all_gather_object(None)
 
 
 def broadcast_object(value):

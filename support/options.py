@@ -48,12 +48,8 @@ def build_parser(description, datasets):
     add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
     add("--ngf", type=count, default=64, metavar="N", help=f"channels of G's last hidden layer {default}")
     add("--ndf", type=count, default=64, metavar="N", help=f"channels of D's first layer {default}")
-    add(
-        "--netG",
-        type=expanduser,
-        metavar="PATH",
-        help="weights, checkpoint or run folder whose G to start from, with new optimizers",
-    )
+    text = "weights, checkpoint or run folder whose G to start from, with new optimizers"
+    add("--netG", type=expanduser, metavar="PATH", help=text)
     add("--netD", type=expanduser, metavar="PATH", help="weights, checkpoint or run folder whose D to start from")
 
     add_training_options(parser)
@@ -92,9 +88,7 @@ def add_training_options(parser):
     add("--outf", type=expanduser, default="out", metavar="DIR", help=text)
     add("--resume", action="store_true", help="resume the run in --outf exactly, or start it if there is none")
     add("--save-every", type=count, default=1, metavar="N", help=f"save a checkpoint every N epochs {default}")
-    text = (
-        "keep only the weights of the newest N checkpoints; remove the run's older ones (default: 0, which keeps all)"
-    )
+    text = "keep only the weights of the newest N checkpoints; remove the run's older ones (default: 0, all)"
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
     text = "measure FID with N samples at each checkpoint; needs torchmetrics; off: 0"

@@ -20,7 +20,7 @@ from PIL import Image
 from torchvision import transforms
 
 import data
-from data import load_images
+from data import ReadSettings, load_images
 
 pytestmark = pytest.mark.usefixtures("isolated")
 
@@ -127,7 +127,7 @@ def test_other_sizes_and_versions_have_their_own_arrays(folder, monkeypatch, tmp
     load_images("folder", folder, 16)
     touch(folder)
     assert load_images("folder", folder, 20).rows.shape[2] == 20
-    assert load_images("folder", folder, 16, nc=1).rows.shape[1] == 1
+    assert load_images("folder", folder, 16, settings=ReadSettings(nc=1)).rows.shape[1] == 1
     monkeypatch.setattr(data, "PREPARATION", data.PREPARATION + 1)
     load_images("folder", folder, 16)
     assert len(arrays(tmp_path)) == 4
@@ -180,12 +180,12 @@ def test_the_names_of_arrays_are_those_of_earlier_versions(tmp_path, monkeypatch
 
 def test_each_crop_has_its_own_array(folder, tmp_path, monkeypatch):
     whole = load_images("folder", folder, 16)
-    assert load_images("folder", folder, 16, reading={"crop": 0}).path == whole.path
+    assert load_images("folder", folder, 16, settings=ReadSettings(crop=0)).path == whole.path
     touch(folder)  # so that arrays of the same contents are looked for
     paths = [path for path in folder.rglob("*.*") if path.name != "damaged.png"]
     for crop in (9, 12):
         for _ in range(2):
-            images = load_images("folder", folder, 16, reading={"crop": crop})
+            images = load_images("folder", folder, 16, settings=ReadSettings(crop=crop))
             squares = [transforms.CenterCrop(crop)(Image.open(path)) for path in paths]
             assert contents(images) == sorted(torchvision_pixels(square, 16).tobytes() for square in squares)
             assert images.path.name.startswith(f"folder-16x3-crop{crop}-")

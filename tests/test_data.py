@@ -24,7 +24,7 @@ from helpers import (
 )
 from PIL import Image
 
-from data import SOURCES, PreparedImages, load_images
+from data import SOURCES, PreparedImages, ReadSettings, load_images
 from support.cartoon import CartoonSource
 from support.sources import FakeSource, TorchvisionSource
 
@@ -75,7 +75,7 @@ def test_every_data_set_of_images_is_cropped(kind, cache, tmp_path, monkeypatch)
     monkeypatch.setitem(SOURCES, "cifar10", lambda *_: TorchvisionSource(held()))
     dataroot = tmp_path / {"zip": "a.zip", "npy": "a.npy", "folder": "img_align_celeba"}.get(kind, "")
     dataset = "folder" if kind in ("zip", "npy") else kind
-    images = load_images(dataset, dataroot, 16, cache=cache, reading={"crop": 14})
+    images = load_images(dataset, dataroot, 16, cache=cache, settings=ReadSettings(crop=14))
     squares = [Image.fromarray(image[6:20, 3:17]) for image in pixels]
     assert contents(images) == sorted(torchvision_pixels(square, 16).tobytes() for square in squares)
 

@@ -21,7 +21,7 @@ from helpers import (
 from PIL import Image
 
 import data
-from data import load_images
+from data import ReadSettings, load_images
 
 pytestmark = pytest.mark.usefixtures("isolated")
 needs_linux = pytest.mark.skipif(sys.platform != "linux", reason="needs Linux")
@@ -71,7 +71,7 @@ def test_images_that_changed_are_prepared_anew(tmp_path, monkeypatch, capsys):
     paths.pop(1).unlink()
     assert contents(load_images("folder", root, 16)) == expected_contents(paths)
     assert contents(load_images("folder", root, 20)) == expected_contents(paths, 20)
-    assert contents(load_images("folder", root, 16, nc=1)) == expected_contents(paths, 16, 1)
+    assert contents(load_images("folder", root, 16, settings=ReadSettings(nc=1))) == expected_contents(paths, 16, 1)
     capsys.readouterr()
     monkeypatch.setattr(data, "PREPARATION", data.PREPARATION + 1)  # a version that prepares images differently
     load_images("folder", root, 16)

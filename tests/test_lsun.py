@@ -15,7 +15,7 @@ from helpers import (
     write_lmdb,
 )
 
-from data import load_images
+from data import ReadSettings, load_images
 
 pytest.importorskip("lmdb")
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -30,7 +30,7 @@ def test_lsun_is_read_from_its_databases(cache, workers, tmp_path):
     write_lmdb(root / "church_outdoor_train_lmdb", rooms[6:])
     wanted = [torchvision_pixels(image, 16).tobytes() for image in rooms]
     options = {"image_size": 16, "cache": cache, "workers": workers}
-    both = load_images("lsun", root, classes="bedroom,church_outdoor_train", **options)
+    both = load_images("lsun", root, settings=ReadSettings(classes="bedroom,church_outdoor_train"), **options)
     assert contents(both) == sorted(wanted)
     assert contents(load_images("lsun", root, **options)) == sorted(wanted[:6])  # one of them is in use already
     assert contents(load_images("lsun", root / "church_outdoor_train_lmdb", **options)) == sorted(wanted[6:])
@@ -57,7 +57,9 @@ def test_no_image_of_a_database_is_handed_to_ghostscript(tmp_path, monkeypatch):
 def test_lsun_names_the_classes_that_are_there(tmp_path):
     write_lmdb(tmp_path / "in" / "bridge_train_lmdb", [noise()])
     there = ["bedroom_train_lmdb", tmp_path / "in", "bridge"]
-    assert_cannot_load(*there, dataset="lsun", dataroot=tmp_path / "in", classes="bridge,bedroom")
+    assert_cannot_load(
+        *there, dataset="lsun", dataroot=tmp_path / "in", settings=ReadSettings(classes="bridge,bedroom")
+    )
 
 
 @pytest.mark.parametrize("content", [None, b"<html>", b""])

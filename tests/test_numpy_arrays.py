@@ -16,7 +16,7 @@ from helpers import (
 )
 from PIL import Image
 
-from data import load_images
+from data import ReadSettings, load_images
 from support import numpy_arrays
 from support.numpy_arrays import ArraySource
 
@@ -35,7 +35,7 @@ def save(path, array):
 
 def rows_of(path, nc=3):
     """Return the prepared images, decoded anew."""
-    images = load_images("folder", path, 16, nc, cache="none")
+    images = load_images("folder", path, 16, "none", settings=ReadSettings(nc))
     assert len(images) == len(images.rows.source)
     return np.stack([images.rows[i][0] for i in range(len(images))])
 

@@ -11,7 +11,7 @@ from helpers import FOLDER, assert_same, assert_same_run, checkpoint, epoch_of, 
 from PIL import Image
 
 import dcgan
-from data import EARLIER_READING, load_images
+from data import OLD_READING, ReadSettings, load_images
 from support.decoding import prepare
 from support.pixel_range import PixelRange, choose_range
 
@@ -61,7 +61,7 @@ def test_16_bit_files_are_scaled_by_the_bits_they_use(bits, kind, cache, tmp_pat
     arrays = gradients(5, 2**bits - 1)
     arrays[2][0, 0] = 65535 if bits == 16 else 2**bits  # a hot pixel: more than the bits, in fewer than 0.1 percent
     write_arrays(tmp_path / "in", arrays, kind)
-    images = load_images("folder", tmp_path / "in", 16, nc=1, cache=cache)
+    images = load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1), cache=cache)
     expected = [np.minimum(values.astype(int) // 2 ** (bits - 8), 255)[None] for values in arrays]
     assert np.array_equal(rows_of(images), expected)
     said = [f"images of 16 bits: values of 0 to {2**bits - 1:,} become 0 to 255"]
@@ -86,7 +86,7 @@ def test_integers_below_zero_or_of_more_bits_get_their_own_range(tmp_path):
     """As of computed tomography, in Hounsfield units."""
     values = [values - 1000 for values in gradients(5, 4000, np.int32)]
     write_arrays(tmp_path / "in", values, "tif")
-    images = load_images("folder", tmp_path / "in", 16, nc=1)
+    images = load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1))
     low, high = np.percentile(np.stack(values), (0.1, 99.9))
     expected = np.clip((np.stack(values) - low) * 255 / (high - low), 0, 255)
     assert np.abs(rows_of(images)[:, 0] - expected).max() <= 0.51
@@ -103,7 +103,7 @@ def test_integers_below_zero_or_of_more_bits_get_their_own_range(tmp_path):
 def test_floats_get_a_range(bottom, top, expected, tmp_path):
     values = [(bottom + values * (top - bottom)).astype(np.float32) for values in gradients(5, 1, float)]
     write_arrays(tmp_path / "in", values, "tif")
-    images = load_images("folder", tmp_path / "in", 16, nc=1)
+    images = load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1))
     low, high = expected or np.percentile(np.stack(values), (0.1, 99.9))
     wanted = np.clip((np.stack(values) - low) * 255 / (high - low), 0, 255)
     assert np.abs(rows_of(images)[:, 0] - wanted).max() <= 0.51
@@ -115,14 +115,16 @@ def test_8_bit_values_come_back_from_floats_exactly(tmp_path):
     write_arrays(tmp_path / "a", [(values / 255).astype(np.float32)], "tif")
     write_arrays(tmp_path / "b", [values.astype(np.float32)], "tif")
     for folder in ("a", "b"):
-        assert np.array_equal(rows_of(load_images("folder", tmp_path / folder, 16, nc=1))[0, 0], values)
+        assert np.array_equal(
+            rows_of(load_images("folder", tmp_path / folder, 16, settings=ReadSettings(nc=1)))[0, 0], values
+        )
 
 
 def test_values_that_are_no_numbers_do_not_spoil_the_range(tmp_path):
     values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
     values[0, :3] = np.nan, np.inf, -np.inf
     write_arrays(tmp_path / "in", [values], "tif")
-    row = rows_of(load_images("folder", tmp_path / "in", 16, nc=1))[0, 0]
+    row = rows_of(load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1)))[0, 0]
     assert row[0, :3].tolist() == [0, 255, 0]
     assert np.abs(row[1:] - values[1:] * 255).max() <= 0.51
 
@@ -147,7 +149,7 @@ def test_grey_of_16_bits_with_alpha_keeps_its_bits(bits, tmp_path):
         alpha = np.full_like(grey, 65535)
         alpha[:4] = 0
         (tmp_path / "in" / f"{i}.png").write_bytes(png(np.stack([grey, alpha], -1), 4))
-    rows = rows_of(load_images("folder", tmp_path / "in", 16, nc=1))
+    rows = rows_of(load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1)))
     expected = np.stack(gradients(4, 2**bits - 1))[:, None] >> (bits - 8)
     expected[:, :, :4] = 255  # white
     assert np.array_equal(rows, expected)
@@ -162,7 +164,7 @@ def test_grey_of_16_bits_with_a_transparent_value_is_on_white(tmp_path):
     grey[grey == 0x1234] = 65535  # a mark that no value comes near
     (tmp_path / "in").mkdir()
     (tmp_path / "in" / "a.png").write_bytes(png(np.where(grey == 65535, 65535, grey >> 4), 0, b"\xff\xff"))
-    row = rows_of(load_images("folder", tmp_path / "in", 16, nc=1))[0, 0]
+    row = rows_of(load_images("folder", tmp_path / "in", 16, settings=ReadSettings(nc=1)))[0, 0]
     assert np.array_equal(row, np.where(grey == 65535, 255, grey >> 8))
 
 
@@ -233,7 +235,7 @@ def test_a_run_that_an_earlier_version_began_keeps_its_range(tmp_path, monkeypat
     for cache in ("cache", "none", "cache"):
         cache = tmp_path / cache / "dcgan" if cache == "cache" else cache
         assert run_dcgan(tmp_path / "out", "--resume", "--cache", cache) == 0
-        assert trained[-1].reading == EARLIER_READING
+        assert trained[-1].reading == OLD_READING
         assert np.array_equal(rows_of(trained[-1]).max((1, 2, 3)), [15] * 8)
     assert run_dcgan(tmp_path / "new", *options) == 0
     assert rows_of(trained[-1]).max() == 255

@@ -23,7 +23,7 @@ from helpers import (
 )
 from torchvision import datasets
 
-from data import load_images
+from data import ReadSettings, load_images
 from support.sources import FakeSource, TorchvisionSource
 
 pytestmark = pytest.mark.usefixtures("isolated")
@@ -53,7 +53,7 @@ def test_a_folder_gives_every_image_below_it(dataset, names, tmp_path):
     (paths[0].parent / "loop").symlink_to(root)
     paths += write_images(tmp_path / "outside", "linked.png")
     (root / "link").symlink_to(tmp_path / "outside")
-    images = load_images(dataset, root, 16, nc=1)
+    images = load_images(dataset, root, 16, settings=ReadSettings(nc=1))
     assert contents(images) == expected_contents(paths, nc=1)
     assert images.skipped == []
 
@@ -158,7 +158,7 @@ def test_mnist_and_its_kind_are_read_in_torchvisions_layout(name, nc, tmp_path):
         (raw / f"{part}-images-idx3-ubyte").write_bytes(header + pixels[:count].tobytes())
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(struct.pack(">4BI", 0, 0, 8, 1, count) + bytes(count))
     dataset = name.lower().replace("fashion", "fashion-")
-    images = load_images(dataset, tmp_path / "in", 28, nc=nc)
+    images = load_images(dataset, tmp_path / "in", 28, settings=ReadSettings(nc=nc))
     assert contents(images) == sorted(np.stack([row] * nc).tobytes() for row in pixels[:6])
 
 
