@@ -19,14 +19,14 @@ from support.celeba import open_celeba
 from support.decoding import ImageDecoder, check_skipped
 from support.distributed import shard
 from support.errors import UserError, counted
-from support.image_cache import PREPARATION, cache_folder, short_hash
+from support.image_cache import PREPARATION_VERSION, cache_folder, short_hash
 from support.lsun import open_lsun
 from support.own_images import open_own_images
 from support.pixel_range import PixelRange
 from support.sources import open_fake, open_torchvision
 from support.survey import survey
 
-# Each is called with dataroot, image_size and classes, uses what it needs of them, and returns a Source.
+# Each is called with (dataroot, image_size, classes), of which it uses what it needs, and returns a Source.
 SOURCES = {
     "cartoon": open_cartoon,
     "celeba": open_celeba,
@@ -44,7 +44,7 @@ SOURCES = {
     "svhn": functools.partial(open_torchvision, "SVHN", split="train", package="scipy"),
 }
 NO_DEFAULT_ROOT = ("cartoon", "fake", "folder", "imagenet", "lfw")  # the dataroot of others is "data" by default
-OLD_READING = {"formats": 1, "pixel_range": list(PixelRange()), "crop": 0}  # of checkpoints that store no "reading"
+OLD_READING = {"formats": 1, "pixel_range": list(PixelRange()), "crop": 0}  # of checkpoints without "reading"
 
 
 @dataclass(frozen=True)
@@ -54,34 +54,36 @@ class ReadSettings:
     nc: int = 3  # channels: 1 grey, 3 RGB
     crop: int = 0  # use only the centre of each image, a square of this side; 0: use all
     classes: str = "bedroom"  # of lsun, separated by commas
-    formats: int = 2  # 2: all image formats that can be read; 1: only those of OLD_EXTENSIONS, for runs begun before
-    pixel_range: PixelRange | None = None  # None: that of the cached array, or else chosen by a survey
+    formats: int = 2  # 2: all image formats; 1: the images that FolderSource.by_old_rules takes, for old runs
+    pixel_range: PixelRange | None = None  # what becomes 0 to 255; None: that of the cached array, or of a survey
 
 
 class PreparedImages:
-    """The prepared images of a data set: an array of rows, on disk or on a device, or decoded at every use.
+    """The prepared images of a data set.
 
-    len(images): how many there are. images.skipped: a report for each that could not be read. images.unlisted: a report
-    for each folder that could not be listed. images.path: the file of the array, if it is on disk. images.reading: how
-    the data set is read, and images.identity: what tells it from others, both for the checkpoints of a run.
-    images.notes: lines on what may surprise.
+    array: uint8 (N, nc, image_size, image_size), on disk or on a device; or an ImageDecoder, which decodes an image
+    at every use. path: the file of an array on disk, otherwise None. workers: processes of the decoder.
+    skipped, unreadable_folders: a text for each image that could not be read, and each folder that could not be listed.
+    reading, fingerprints: how the data set is read, and hashes that change with it; both go into checkpoints.
+    notes: texts to print on what is not used, or not as its files suggest.
     """
 
-    reading, identity, notes = None, None, ()
+    reading, fingerprints, notes = None, None, ()
 
-    def __init__(self, rows, skipped, unlisted, workers=0, path=None):
-        self.rows, self.skipped, self.unlisted, self.workers, self.path = rows, skipped, unlisted, workers, path
+    def __init__(self, array, skipped, unreadable_folders, workers=0, path=None):
+        self.array, self.path, self.workers = array, path, workers
+        self.skipped, self.unreadable_folders = skipped, unreadable_folders
 
     def __len__(self):
-        return len(self.rows)
+        return len(self.array)
 
-    def keep_on(self, device, free):
-        """Copy the array to `device`, to take batches from there, if it is smaller than a third of `free` bytes."""
-        if isinstance(self.rows, np.ndarray) and self.rows.nbytes < free / 3:
-            rows = torch.empty(self.rows.shape, dtype=torch.uint8, device=device)
-            for i in range(0, len(rows), 10_000):  # in blocks, to need little more of the CPU's memory
-                rows[i : i + 10_000] = torch.from_numpy(np.array(self.rows[i : i + 10_000]))
-            self.rows = rows
+    def cache_on(self, device, free_bytes):
+        """Copy the array to `device`, to take batches from there, if it is smaller than a third of `free_bytes`."""
+        if isinstance(self.array, np.ndarray) and self.array.nbytes < free_bytes / 3:
+            array = torch.empty(self.array.shape, dtype=torch.uint8, device=device)
+            for i in range(0, len(array), 10_000):  # in blocks, to need little more of the CPU's memory
+                array[i : i + 10_000] = torch.from_numpy(np.array(self.array[i : i + 10_000]))
+            self.array = array
 
     def epoch_size(self, batch_size, world_size=1):
         """Return (steps, images) of an epoch in which `world_size` processes share every batch evenly."""
@@ -92,24 +94,24 @@ class PreparedImages:
     def batches(self, batch_size, seed, epoch, start=0, rank=0, world_size=1):
         """Yield an epoch's batches from number `start` on, uint8 tensors (B, nc, image_size, image_size).
 
-        Every image comes once, in an order that depends on (seed, epoch) alone; the last batch may be smaller. Of
-        `world_size` processes, each gets an equal part of every batch; what remains of the last one is left out. Where
-        images are decoded at every use, one that cannot be read is replaced by the next readable one.
+        Every image comes once, in an order that depends on (seed, epoch) alone. The last batch may be smaller. Each of
+        `world_size` processes gets an equal shard of every batch; the remainder of the last one is left out. An image
+        that the decoder cannot read is replaced by the next readable one.
         """
         order = np.random.default_rng((seed, epoch)).permutation(len(self))
         ranges = [range(i, min(i + batch_size, len(self))) for i in range(start * batch_size, len(self), batch_size)]
         shards = [part for part in (shard(batch, rank, world_size) for batch in ranges) if part]
-        if isinstance(self.rows, ImageDecoder):
+        if isinstance(self.array, ImageDecoder):
             yield from self.decoded_batches(shards, order)
             return
-        if isinstance(self.rows, torch.Tensor):
-            order = torch.from_numpy(order).to(self.rows.device)
+        if isinstance(self.array, torch.Tensor):
+            order = torch.from_numpy(order).to(self.array.device)
         for part in shards:
-            yield torch.as_tensor(self.rows[order[part.start : part.stop]])
+            yield torch.as_tensor(self.array[order[part.start : part.stop]])
 
     def decoded_batches(self, shards, order):
         known = set(self.skipped)
-        for batch, reports, _ in self.rows.decode(shards, self.workers, order):
+        for batch, reports, _ in self.array.decode(shards, self.workers, order):
             self.skipped += [report for report in dict.fromkeys(reports) if report not in known]
             known.update(reports)
             check_skipped(self.skipped, len(self))
@@ -130,44 +132,44 @@ def load_images(dataset, dataroot=None, image_size=64, cache=None, workers=0, se
     source = SOURCES[dataset](dataroot, image_size, settings.classes)
     pixel_range = settings.pixel_range and PixelRange(*settings.pixel_range)
     if formats == 1:
-        source = source.as_in_earlier_versions()
-    unlisted = [f"{folder} ({why})" for folder, why in source.unlisted.items()]
-    images, identity = ImageDecoder(source, image_size, nc, crop=crop), source.identity()
-    facts = {"preparation": PREPARATION, "place": source.place if formats == 2 else None}
-    facts |= {"identity": short_hash(identity), "files": short_hash(source.names_and_sizes(identity))}
+        source = source.by_old_rules()
+    unreadable_folders = [f"{folder} ({why})" for folder, why in source.unreadable_folders.items()]
+    decoder, fingerprint = ImageDecoder(source, image_size, nc, crop=crop), source.fingerprint()
+    source_info = {"preparation": PREPARATION_VERSION, "place": source.location if formats == 2 else None}
+    source_info |= {"identity": short_hash(fingerprint), "files": short_hash(source.portable_fingerprint(fingerprint))}
     if cache == "none":
         found, contents = survey(source), None
-        images.pixel_range = pixel_range or found.pixel_range
-        prepared = PreparedImages(images, [], unlisted, workers)
+        decoder.pixel_range = pixel_range or found.pixel_range
+        images = PreparedImages(decoder, [], unreadable_folders, workers)
     else:
         cropped = f"crop{crop}-" if crop else ""  # find_copy compares only arrays whose names begin alike
-        name = f"{dataset}-{image_size}x{nc}-{cropped}{short_hash([PREPARATION, dataset, image_size, nc, identity])}"
-        path = (Path(cache) if cache else cache_folder()) / f"{name}.npy"
-        found = find_or_prepare(images, path, facts, workers, pixel_range)
+        digits = short_hash([PREPARATION_VERSION, dataset, image_size, nc, fingerprint])
+        path = (Path(cache) if cache else cache_folder()) / f"{dataset}-{image_size}x{nc}-{cropped}{digits}.npy"
+        found = find_or_prepare(decoder, path, source_info, workers, pixel_range)
         contents = found.info.get("contents")
-        prepared = PreparedImages(found.rows, found.info["skipped"], unlisted, path=found.path)
+        images = PreparedImages(found.array, found.info["skipped"], unreadable_folders, path=found.path)
     pixel_range = pixel_range or found.pixel_range
-    prepared.identity = {"files": facts["files"], "contents": contents}
-    prepared.reading = {"formats": formats, "pixel_range": list(pixel_range), "crop": crop}
-    prepared.notes = notes_on(source.passed_over, found.multi_frame, pixel_range)
-    return prepared
+    images.fingerprints = {"files": source_info["files"], "contents": contents}
+    images.reading = {"formats": formats, "pixel_range": list(pixel_range), "crop": crop}
+    images.notes = notes_on(source.passed_over, found.multi_frame, pixel_range)
+    return images
 
 
 def notes_on(passed_over, multi_frame, pixel_range):
     """Return lines on what of a data set is not used, or not as its files suggest."""
     notes = [f"passed over {passed_over}"] if passed_over else []
     notes += [f"some files hold several frames, such as {multi_frame}: only the first is used"] if multi_frame else []
-    return notes + pixel_range.in_words()
+    return notes + pixel_range.notes()
 
 
 def check_same_images(images, checkpoint, outf):
     """Raise UserError if the run in `outf` would resume from a checkpoint on other images than it had."""
-    before, now, data = checkpoint["pictures"], len(images), checkpoint.get("data", {})  # earlier versions kept none
-    changed = [name for name, value in data.items() if value and images.identity[name] not in (None, value)]
+    before, now, data = checkpoint["pictures"], len(images), checkpoint.get("data", {})  # old checkpoints have none
+    changed = [name for name, value in data.items() if value and images.fingerprints[name] not in (None, value)]
     if before == now and not changed:
         return
     change = f"the run had {counted(before, 'image')}, now there are {now:,}"
-    way_out = "remove those that were added" if now > before else "restore those it had"
+    advice = "remove those that were added" if now > before else "restore those it had"
     if before == now:
         what = "names or sizes" if "files" in changed else "contents"
         change = f"the run had {counted(before, 'image')} of other {what}"
@@ -177,7 +179,7 @@ def check_same_images(images, checkpoint, outf):
             " cannot be read)"
         )
     raise UserError(
-        f"--resume: {change}; {way_out}, or start a new run from its weights with --netG {outf}"
+        f"--resume: {change}; {advice}, or start a new run from its weights with --netG {outf}"
         f" --netD {outf} and another --outf"
     )
 

@@ -30,7 +30,7 @@ from support.contrast import contrast_of_data_set
 from support.errors import UserError, counted
 from support.fid import FidMeter
 from support.log import Log
-from support.options import KEPT, build_parser, parse_options
+from support.options import SAVED_OPTIONS, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, save_grid
 from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, describe_end, epoch_summary, warn_skipped
@@ -53,17 +53,17 @@ class Run:
     log: Log
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # epochs finished
-    step: int = 0  # steps finished in the current epoch; trainer.steps counts those of all epochs
-    fid_samples: int = 0  # samples of each FID in the log; kept in the checkpoint even where --fid 0 measures none
+    epoch_step: int = 0  # steps finished in the current epoch (trainer.steps_taken: in all epochs)
+    fid_samples: int = 0  # sample count of the FIDs in the log, also if --fid is 0 now
     hint_printed: bool = False
 
     def __post_init__(self):
         self.rank, self.world_size = distributed.rank_and_world_size()
         self.steps_per_epoch, self.images_per_epoch = self.images.epoch_size(self.args.batch_size, self.world_size)
-        self.warned_about = set()  # images and folders left out, of which a warning was printed
+        self.warned_about = set()  # skipped images and folders of which a warning was printed
 
     def images_seen(self):
-        return self.epoch * self.images_per_epoch + min(self.step * self.args.batch_size, self.images_per_epoch)
+        return self.epoch * self.images_per_epoch + min(self.epoch_step * self.args.batch_size, self.images_per_epoch)
 
 
 def main(argv=None):
@@ -125,7 +125,7 @@ def set_up(args, checkpoint):
     if checkpoint:
         restore(trainer, checkpoint, args)
     if device.type != "cpu":
-        images.keep_on(device, accelerator.free_memory(device))
+        images.cache_on(device, accelerator.free_memory(device))
     rank = distributed.rank_and_world_size()[0]
     fid_meter = FidMeter(images, args.fid, device, generate_images) if args.fid and rank == 0 else None
 
@@ -133,7 +133,7 @@ def set_up(args, checkpoint):
     folder = RunFolder(args.outf, args.keep)
     run = Run(args, images, trainer, folder, Log(folder.path / "log.csv", StepResult._fields), fid_meter)
     if checkpoint:
-        run.epoch, run.step = checkpoint["epoch"], checkpoint["step"]
+        run.epoch, run.epoch_step = checkpoint["epoch"], checkpoint["step"]
         run.fid_samples = checkpoint["options"].get("fid", 0)
     open_folder(run, checkpoint)
     if rank == 0:
@@ -180,7 +180,7 @@ def prepare_images(args, checkpoint):
     quiet = contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext()
     with distributed.local_main_process_first(), quiet:
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
-    found = distributed.all_gather_object((len(images), images.identity["files"]))
+    found = distributed.all_gather_object((len(images), images.fingerprints["files"]))
     if len(set(found)) > 1:
         counts = [count for count, _ in found]
         raise UserError(f"--dataroot {args.dataroot}: the processes find different images; how many each: {counts}")
@@ -200,9 +200,8 @@ def trainer_settings(args, device, images, checkpoint):
     contrast = (checkpoint or {}).get("target_contrast", 0) if args.contrast else 0
     if args.contrast and not contrast:  # a new run, or one that had no --contrast before
         contrast = distributed.broadcast_object(contrast_of_data_set(images) if rank == 0 else None)
-    return TrainerSettings(
-        **options, shard_size=min(args.batch_size, len(images)) // world_size, target_contrast=contrast
-    )
+    options |= {"target_contrast": contrast, "shard_size": min(args.batch_size, len(images)) // world_size}
+    return TrainerSettings(**options)
 
 
 def restore(trainer, checkpoint, args):
@@ -262,7 +261,7 @@ def train_epochs(run, bar, stop):
     """Take the remaining epochs; stop after a signal. Returns the number of the signal, or 0."""
     args, signum = run.args, 0
     last_row = run.log.rows[-1] if run.log.rows else {"step": None}
-    if run.fid_meter and run.step == 0 and last_row["step"] == run.trainer.steps and "fid" not in last_row:
+    if run.fid_meter and run.epoch_step == 0 and last_row["step"] == run.trainer.steps_taken and "fid" not in last_row:
         measure_fid(run)  # the run was stopped before its last FID, or had no --fid
     while run.epoch < args.niter:
         # Train
@@ -271,9 +270,9 @@ def train_epochs(run, bar, stop):
         warn_skipped(run)
 
         # Report
-        finished_epoch = run.step >= run.steps_per_epoch
+        finished_epoch = run.epoch_step >= run.steps_per_epoch
         if finished_epoch:
-            run.epoch, run.step = run.epoch + 1, 0
+            run.epoch, run.epoch_step = run.epoch + 1, 0
             if run.rank == 0:
                 tqdm.write(epoch_summary(run.log.rows, run.epoch, args.niter))
                 sys.stdout.flush()  # for a log file to show it at once
@@ -293,14 +292,14 @@ def train_epochs(run, bar, stop):
 
 def train_epoch(run, bar, stop):
     """Take the remaining steps of an epoch; stop after a signal, or after one step of a dry run."""
-    args, averages = run.args, StepAverages()
-    for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.step, run.rank, run.world_size):
+    args, averages, shard = run.args, StepAverages(), (run.rank, run.world_size)
+    for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.epoch_step, *shard):
         count = len(batch) * run.world_size
         averages.add(run.trainer.step(batch), count)
-        run.step += 1
+        run.epoch_step += 1
         bar.update(count)
         stopped = distributed.all_reduce_max(stop.received) or args.dry_run  # all processes stop at the same step
-        if stopped or run.step % args.log_every == 0 or run.step == run.steps_per_epoch:
+        if stopped or run.epoch_step % args.log_every == 0 or run.epoch_step == run.steps_per_epoch:
             means = averages.compute()
             averages = StepAverages()
             if run.rank == 0:
@@ -311,7 +310,7 @@ def train_epoch(run, bar, stop):
 
 def add_log_row(run, means, bar):
     """Add the mean StepResult of some steps to the log, and show it to the right of the progress bar."""
-    run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps, "images": run.images_seen()} | means)
+    run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps_taken, "images": run.images_seen()} | means)
     bar.set_postfix_str(bar_text(means))
     if not run.hint_printed and D_wins(run.log.rows[-HINT_STEPS:]):
         run.hint_printed = True
@@ -345,11 +344,11 @@ def save(run, with_weights, last):
 
 def checkpoint_of(run):
     """Return the checkpoint of a run as it is now. With several processes, all must call it."""
-    options = {name: getattr(run.args, name) for name in KEPT} | absolute_folders(run.args)
+    options = {name: getattr(run.args, name) for name in SAVED_OPTIONS} | absolute_folders(run.args)
     options["fid"] = run.args.fid or run.fid_samples
-    position = {"epoch": run.epoch, "step": run.step}
+    position = {"epoch": run.epoch, "step": run.epoch_step}
     # "pictures": how many images there are; "data": what tells them from others; "reading": how they are read.
-    images = {"pictures": len(run.images), "data": run.images.identity, "reading": run.images.reading}
+    images = {"pictures": len(run.images), "data": run.images.fingerprints, "reading": run.images.reading}
     return run.trainer.state_dict() | position | images | {"options": options}
 
 
@@ -365,12 +364,12 @@ def measure_fid(run, should_stop=lambda: False):
     run.log.add_measurement("fid", distance)
     tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
-    run.folder.in_background(run.folder.draw, rows, run.epoch, run.step, run.steps_per_epoch)
+    run.folder.in_background(run.folder.draw, rows, run.epoch, run.epoch_step, run.steps_per_epoch)
 
 
 def update_report(run, ended=None):
     """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
-    arguments = (run.log.rows, run.epoch, run.step, run.steps_per_epoch, ended)
+    arguments = (run.log.rows, run.epoch, run.epoch_step, run.steps_per_epoch, ended)
     run.folder.draw_or_warn(write_report, "report.html", *arguments)
 
 

@@ -20,13 +20,13 @@ from tqdm import tqdm
 from models import generate_images, latents, load_generator
 from support.accelerator import is_out_of_memory, pick_device, tune_device
 from support.arithmetic import seed_groups, write_arithmetic
-from support.cli import Parser, check_have_effect, number, protect_output
+from support.cli import Parser, check_options_have_effect, number, protect_output
 from support.errors import UserError, counted
 from support.explorer import PLANES, write_explorer
 from support.files import check_writable, make_folder
 from support.latents import SEED_COUNT
 from support.plots import save_grid, write_png
-from support.samples import check_same_weights, grid_path, mark_of_weights
+from support.samples import check_same_weights, grid_path, hash_of_weights
 from support.walk import write_walk
 from support.weights import newest_weights
 
@@ -72,14 +72,14 @@ def build_parser():
 def main(argv=None):
     """Sample as the command line `argv` asks. Exits with 2 if it cannot work, 1 if writing fails, 130 after Ctrl-C."""
     parser = build_parser()
-    args, typed = parser.parse_args(argv), parser.typed(argv)
+    args, typed = parser.parse_args(argv), parser.typed_options(argv)
     outf = Path(args.outf)
     only_samples = not (args.interpolate or args.arithmetic or args.explore)
     seeds = args.num_output if only_samples else max(args.interpolate or 0, PLANES if args.explore else 0)
     if args.manual_seed + seeds > SEED_COUNT:
         parser.error(f"--manualSeed {args.manual_seed}: the last seed is {SEED_COUNT - 1}, and {seeds} are needed")
     try:
-        check_have_effect(typed, options_without_effect(typed))
+        check_options_have_effect(typed, options_without_effect(typed))
         device = pick_device(args.cuda, args.accel)
         tune_device(device)
         if args.accel and device.type == "cpu":
@@ -100,8 +100,8 @@ def main(argv=None):
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        way_out = "" if device.type == "cpu" else "; leave out --cuda or --accel to use the CPU"
-        parser.exit(1, f"generate.py: out of memory on {device}{way_out}\n")
+        advice = "" if device.type == "cpu" else "; leave out --cuda or --accel to use the CPU"
+        parser.exit(1, f"generate.py: out of memory on {device}{advice}\n")
     except OSError as error:
         parser.exit(1, f"generate.py: {error}\n")
     except KeyboardInterrupt:
@@ -112,7 +112,7 @@ def main(argv=None):
 
 
 def options_without_effect(typed):
-    """Return a table for check_have_effect of the options that can have no effect."""
+    """Return a table for check_options_have_effect of the options that can have no effect."""
     drawn = [name for name in ("interpolate", "arithmetic", "explore") if name in typed]
     instead = f"--{drawn[0]} writes no single images" if drawn else ""
     return (  # option, where it has no effect, why
@@ -143,7 +143,7 @@ def write_samples_and_grid(netG, args, device):
 
     Raises UserError if the folder would then hold samples of several generators.
     """
-    outf, mark = Path(args.outf), mark_of_weights(netG)
+    outf, mark = Path(args.outf), hash_of_weights(netG)
     seeds = range(args.manual_seed, args.manual_seed + args.num_output)
     grid = grid_path(outf)
     check_same_weights(outf, mark, seeds)

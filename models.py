@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from support.accelerator import fastest_layout, reproducible_kernels
-from support.image_sizes import channel_multipliers, check_image_size, first_map_and_doublings
+from support.accelerator import fastest_memory_format, reproducible_kernels
+from support.image_sizes import channel_multipliers, check_image_size, smallest_map_and_doublings
 from support.latents import latents
 from support.weights import load_network
 
@@ -57,7 +57,7 @@ class Generator(nn.Module):
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
         super().__init__()
         self.nz, self.ngf, self.nc, self.image_size = nz, ngf, nc, image_size
-        b, doublings = first_map_and_doublings(image_size)
+        b, doublings = smallest_map_and_doublings(image_size)
         channels = [ngf * m for m in reversed(channel_multipliers(doublings))]
         layers = [nn.ConvTranspose2d(nz, channels[0], b, 1, 0, bias=False)]  # at 64: 100 x 1 x 1 -> 512 x 4 x 4
         for c_in, c_out in zip(channels, channels[1:] + [nc], strict=True):
@@ -88,7 +88,7 @@ class Discriminator(nn.Module):
     def __init__(self, ndf=64, nc=3, image_size=64):
         super().__init__()
         self.ndf, self.nc, self.image_size = ndf, nc, image_size
-        b, doublings = first_map_and_doublings(image_size)
+        b, doublings = smallest_map_and_doublings(image_size)
         channels = [ndf * m for m in channel_multipliers(doublings)]
         layers = [nn.Conv2d(nc, channels[0], 4, 2, 1, bias=False)]  # at 64: 3 x 64 x 64 -> 64 x 32 x 32
         layers += [nn.LeakyReLU(0.2, inplace=True)]
@@ -123,7 +123,7 @@ def generate_images(netG, z):
     """
     device, was_training = next(netG.parameters()).device, netG.training
     block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 images at 64 x 64, fewer of larger ones
-    netG.eval().to(memory_format=fastest_layout(device))
+    netG.eval().to(memory_format=fastest_memory_format(device))
     blocks = []
     try:
         with reproducible_kernels():

@@ -15,9 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from models import set_batch_norm_statistics
-from support.accelerator import CapturedStep, copy_to_cpu, fastest_layout, to_device
+from support.accelerator import CapturedStep, copy_to_cpu, fastest_memory_format, to_device
 from support.augmentation import Augmentation
-from support.contrast import find_factor, with_factor
+from support.contrast import find_contrast_factor, with_contrast_factor
 from support.distributed import (
     all_gather_object,
     all_reduce_mean,
@@ -127,9 +127,9 @@ class Trainer:
     """
 
     def __init__(self, netG, netD, device, settings):
-        self.device, self.settings, self.steps = device, settings, 0
+        self.device, self.settings, self.steps_taken = device, settings, 0
         self.rank, self.world_size = rank_and_world_size()
-        self.layout = fastest_layout(device)
+        self.layout = fastest_memory_format(device)
         if settings.sync_bn:
             use_sync_batch_norm(netG), use_sync_batch_norm(netD)
         self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
@@ -154,11 +154,11 @@ class Trainer:
 
     def step(self, batch):
         """Take one step with a batch, uint8 (N, nc, s, s); return its StepResult as a tensor (7,) on the device."""
-        self.one_minus_decay.fill_(1 - min(self.settings.ema, (1 + self.steps) / (10 + self.steps)))
+        self.one_minus_decay.fill_(1 - min(self.settings.ema, (1 + self.steps_taken) / (10 + self.steps_taken)))
         batch = to_device(batch, self.device)
         full = len(batch) == self.settings.shard_size
         result = self.captured_step(batch) if full and self.captured_step else self.eager_step(batch)
-        self.steps += 1
+        self.steps_taken += 1
         return result
 
     def eager_step(self, batch):
@@ -182,7 +182,7 @@ class Trainer:
         That is the batch-norm statistics of the generators, in batches as in training, and the contrast factor.
         Returns the contrast of the generator to sample from, before the factor; None without a target_contrast.
         """
-        rng = torch.Generator().manual_seed(self.steps)  # not self.rng, which must not change
+        rng = torch.Generator().manual_seed(self.steps_taken)  # not self.rng, which must not change
         z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=rng).to(self.device)
         for name, net in self.networks().items():
             if name != "netD":
@@ -190,7 +190,7 @@ class Trainer:
         if not self.settings.target_contrast:
             return None
         sampled = self.networks()[self.sampled_name]
-        self.contrast_factor, contrast = find_factor(sampled, z.flatten(0, 1), self.settings.target_contrast)
+        self.contrast_factor, contrast = find_contrast_factor(sampled, z.flatten(0, 1), self.settings.target_contrast)
         return contrast
 
     @property
@@ -200,7 +200,7 @@ class Trainer:
 
     def sampling_generator(self):
         """Return a copy of the generator to sample from, with the contrast factor."""
-        return with_factor(self.networks()[self.sampled_name], self.contrast_factor)
+        return with_contrast_factor(self.networks()[self.sampled_name], self.contrast_factor)
 
     def networks(self):
         """Return the networks by name: netG, netD, and netG_ema if there is one."""
@@ -217,7 +217,7 @@ class Trainer:
         """Return a copy of all that an exact resume needs, on the CPU. With several processes, all must call it."""
         parts = self.networks() | {"optimizerG": self.optimizerG, "optimizerD": self.optimizerD}
         state = {name: copy_to_cpu(dict(part.state_dict())) for name, part in parts.items()}
-        state |= {"steps": self.steps, "contrast_factor": self.contrast_factor}
+        state |= {"steps": self.steps_taken, "contrast_factor": self.contrast_factor}
         state |= {"target_contrast": self.settings.target_contrast}
         return state | {"noise": all_gather_object(self.rng.get_state())}
 
@@ -235,7 +235,7 @@ class Trainer:
             for group in optimizer.param_groups:
                 group["capturable"] = False  # in a checkpoint of an earlier version it may be set
         self.captured_step = self.new_captured_step()  # what was captured holds the optimizers' old tensors
-        self.steps = state["steps"]
+        self.steps_taken = state["steps"]
         self.contrast_factor = 1.0
         if self.settings.target_contrast:
             self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
@@ -243,7 +243,7 @@ class Trainer:
         if len(states) == self.world_size and states[self.rank].shape == self.rng.get_state().shape:
             self.rng.set_state(states[self.rank])
         else:  # saved on another kind of device, or by another number of processes
-            self.rng.manual_seed(self.rng.initial_seed() + self.steps)
+            self.rng.manual_seed(self.rng.initial_seed() + self.steps_taken)
 
 
 def compile_networks(netG, netD):

@@ -72,7 +72,7 @@ def copy_to_cpu(tree):
     return type(tree)(map(copy_to_cpu, tree)) if isinstance(tree, list | tuple) else tree
 
 
-def fastest_layout(device):
+def fastest_memory_format(device):
     """Return the memory format in which a network is fastest on `device`."""
     # On mps, the gradient of batch norm is wrong in channels-last (pytorch issue 175189).
     return torch.contiguous_format if device.type == "mps" else torch.channels_last

@@ -17,14 +17,15 @@ from support.image_folder import MAX_BYTES, ImageFiles, extension_of
 from support.seekable_gzip import check_expansion
 from support.sources import size_and_mtime
 
-METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # Python's readers of others can take any amount of memory
+# Python's readers of other methods can take any amount of memory.
+COMPRESSION_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Member(NamedTuple):
     """A file in an archive."""
 
     size: int
-    place: str | int  # its name in a zip archive, its position in a tar archive
+    location: str | int  # its name in a zip archive, its position in a tar archive
     flaw: str = ""  # why it cannot be read
 
 
@@ -91,10 +92,10 @@ class ArchiveSource(ImageFiles):
     def digest(self, i):
         return hashlib.sha256(self.content(i)).hexdigest()
 
-    def identity(self):
-        return [self.place, *size_and_mtime(self.root)]
+    def fingerprint(self):
+        return [self.location, *size_and_mtime(self.root)]
 
-    def names_and_sizes(self, identity):
+    def portable_fingerprint(self, fingerprint):
         return [(name, self.members[name].size) for name in self.names]
 
 
@@ -110,7 +111,7 @@ class ZipSource(ArchiveSource):
         for info in infos:
             if info.flag_bits & 1:
                 raise UserError(f"--dataroot {self.root}: the archive has a password; unpack it and name the folder")
-            if info.compress_type not in METHODS:
+            if info.compress_type not in COMPRESSION_METHODS:
                 method = zipfile.compressor_names.get(info.compress_type, info.compress_type)
                 raise UserError(
                     f"--dataroot {self.root}: the archive is compressed by a method that is not read here ({method});"
@@ -120,7 +121,7 @@ class ZipSource(ArchiveSource):
             yield file_name(info.filename.replace("\\", "/")), Member(info.file_size, info.filename, flaw)
 
     def read(self, member):
-        return self.opened.read(member.place)
+        return self.opened.read(member.location)
 
 
 def file_name(name):
@@ -130,17 +131,17 @@ def file_name(name):
 
 def walk(names):
     """Yield (folder, folders in it, files in it) as os.walk does, for file names such as a/b.png."""
-    files, below = collections.defaultdict(list), collections.defaultdict(set)
+    files, subfolders = collections.defaultdict(list), collections.defaultdict(set)
     for name in names:
         *folders, file = name.split(os.sep)
         path = os.curdir
         for folder in folders:
-            below[path].add(folder)
+            subfolders[path].add(folder)
             path = os.path.normpath(os.path.join(path, folder))
         files[path].append(file)
     waiting = [os.curdir]
     while waiting:
         path = waiting.pop()
-        folders = sorted(below[path])
+        folders = sorted(subfolders[path])
         yield path, folders, files[path]
         waiting += [os.path.normpath(os.path.join(path, folder)) for folder in folders]

@@ -1,4 +1,4 @@
-"""Which array of the cache holds a data set: that of its files' sizes and times, or one of the same contents."""
+"""Find the cached array of a data set: by the paths, sizes and times of its files, or else by their contents."""
 
 import contextlib
 import json
@@ -9,34 +9,36 @@ from support.image_cache import build_cache, contents_of, read_cached, read_info
 from support.survey import survey
 
 
-def find_or_prepare(images, path, facts, workers, pixel_range=None):
-    """Return the CachedArray of ImageDecoder, that of the file `path` or a copy, or prepare the images into `path`.
+def find_or_prepare(images, path, source_info, workers, pixel_range=None):
+    """Return the CachedArray of the images of an ImageDecoder.
 
-    facts: what to store with the array: preparation, place, identity and files of the data set. pixel_range: the one
-    that the array must have (default: that of the array there, or of a survey of the images).
+    It is in the file `path`, or in another one with the same images. If there is none, they are prepared into `path`.
+    source_info: what to store with the array about the data set (see CachedArray.info). pixel_range: the one that the
+    array must have (default: that of the array found, or of a survey of the images).
     """
-    array = read_cached(path, images.shape) or find_copy(images, path, facts, workers)
+    array = read_cached(path, images.shape) or find_copy(images, path, source_info, workers)
     found = array or survey(images.source)
     if pixel_range not in (None, found.pixel_range):
         path = path.with_name(f"{path.stem}r{short_hash(pixel_range)}.npy")
         array = read_cached(path, images.shape)
     if array is None:
         images.pixel_range = pixel_range or found.pixel_range
-        build_cache(images, path, workers, facts | {"pixel_range": images.pixel_range, "stack": found.multi_frame})
+        info = source_info | {"pixel_range": images.pixel_range, "stack": found.multi_frame}
+        build_cache(images, path, workers, info)
         array = read_cached(path, images.shape)
         print_outdated_arrays(array)
     return array
 
 
-def find_copy(images, path, facts, workers):
-    """Return the CachedArray of a data set with the same contents, or None. `path` leads to it from now on.
+def find_copy(images, path, source_info, workers):
+    """Return the CachedArray of a data set with the same contents, or None. The .json file of `path` then names it.
 
     Files are read only if the names and sizes of all are the same.
     """
     arrays = []
     for other in sorted(path.parent.glob(f"{path.stem[:-16]}{'[0-9a-f]' * 16}.npy")):
         info, same = read_info(other), ("preparation", "files")
-        if info.get("contents") and all(info.get(name) == facts[name] for name in same):
+        if info.get("contents") and all(info.get(name) == source_info[name] for name in same):
             arrays.append(read_cached(other, images.shape))
     if not any(arrays):
         return None
@@ -52,12 +54,12 @@ def find_copy(images, path, facts, workers):
 
 
 def print_outdated_arrays(array):
-    """Print which arrays in the cache hold earlier images of this array's image folder, which it no longer holds."""
-    place, unused = array.info["place"], []
-    for other in sorted(array.path.parent.glob(f"{array.path.stem.split('-')[0]}-*.npy")) if place else ():
+    """Print which cached arrays hold images that the image folder of this array held before they were changed."""
+    location, unused = array.info["place"], []
+    for other in sorted(array.path.parent.glob(f"{array.path.stem.split('-')[0]}-*.npy")) if location else ():
         info = read_info(other)
         changed = all(info.get(name) not in (None, array.info[name]) for name in ("identity", "contents"))
-        if info.get("place") == place and changed:
+        if info.get("place") == location and changed:
             unused.append(f"{other.name} ({other.stat().st_size / 1e6:,.1f} MB)")
     if unused:
         print(

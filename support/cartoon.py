@@ -164,7 +164,7 @@ class CartoonSource(Source):
     def __getitem__(self, i):
         return draw_cartoon(i, self.image_size)
 
-    def identity(self):
+    def fingerprint(self):
         return len(self)
 
 

@@ -15,7 +15,7 @@ class Parser(argparse.ArgumentParser):
         """Refuse the command line in one line, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
 
-    def typed(self, argv):
+    def typed_options(self, argv):
         """Return the names of the options that stand in the command line `argv`."""
         unset = dict.fromkeys(vars(self.parse_args(argv)))  # no option has the value None when it is typed
         found = vars(self.parse_args(argv, argparse.Namespace(**unset)))
@@ -43,7 +43,7 @@ def option_name(name):
     return "--" + known.get(name, name.replace("_", "-"))
 
 
-def check_have_effect(typed, table):
+def check_options_have_effect(typed, table):
     """Raise UserError if an option that was `typed` has no effect; table: rows of (name, whether it has none, why)."""
     for name, has_no_effect, why in table:
         if name in typed and has_no_effect:

@@ -11,9 +11,10 @@ import itertools
 import torch
 from tqdm import tqdm
 
-REAL_IMAGES, BATCH = 1024, 128  # how many are measured
+REAL_IMAGES = 1024  # whose contrast is measured, in batches of BATCH
+BATCH = 128
 LARGEST_FACTOR = 4.0
-HALVINGS = 12  # of the range of factors: to 0.03%
+BISECTIONS = 12  # which find the factor to 0.03%
 
 
 def contrast(images):
@@ -35,24 +36,24 @@ def contrast_of_data_set(images):
 
 
 @torch.no_grad()
-def find_factor(netG, z, wanted):
-    """Return (the factor with which `with_factor` gives G(z) the contrast `wanted`, its contrast now); z: (N, nz).
+def find_contrast_factor(netG, z, wanted):
+    """Return (the factor with which `with_contrast_factor` gives G(z) the contrast `wanted`, the contrast of G(z) now).
 
-    The factor is at least 1 and at most LARGEST_FACTOR: contrast is raised, never lowered.
+    z: (N, nz). The factor is at least 1 and at most LARGEST_FACTOR: contrast is raised, never lowered.
     """
     netG = copy.deepcopy(netG).eval()
-    parts = z[:, :, None, None].split(max(1, (512 // netG.image_size) ** 2))  # 64 at 64 x 64, fewer of larger images
-    before_tanh = torch.cat([subsample(netG.main[:-1](part)) for part in parts])
+    batches = z[:, :, None, None].split(max(1, (512 // netG.image_size) ** 2))  # 64 at 64 x 64, fewer of larger images
+    before_tanh = torch.cat([subsample(netG.main[:-1](batch)) for batch in batches])
     now = contrast(before_tanh.tanh()).item()
     low, high = 1.0, LARGEST_FACTOR if now < wanted else 1.0
-    for _ in range(HALVINGS if high > low else 0):
+    for _ in range(BISECTIONS if high > low else 0):
         middle = (low * high) ** 0.5
         low, high = (middle, high) if contrast((before_tanh * middle).tanh()) < wanted else (low, middle)
     return (low * high) ** 0.5, now
 
 
 @torch.no_grad()
-def with_factor(netG, factor):
+def with_contrast_factor(netG, factor):
     """Return a copy of a generator with its values before the last tanh multiplied by `factor`."""
     netG = copy.deepcopy(netG)
     netG.main[-2].weight.mul_(factor)

@@ -13,11 +13,11 @@ from support.errors import UserError, counted, error_text
 from support.pixel_range import PixelRange, load_as_bytes, to_8_bits
 from support.workers import load_batches
 
-AS_BEFORE = PixelRange()  # as in earlier versions
+DEFAULT_RANGE = PixelRange()
 UNUSED_ALPHA = ("BMP", "DIB", "TGA")  # in which many programs leave alpha at zero, where all would be transparent
 
 
-def prepare(image, image_size, nc, pixel_range=AS_BEFORE, crop=0):
+def prepare(image, image_size, nc, pixel_range=DEFAULT_RANGE, crop=0):
     """Return any PIL image as uint8 (nc, image_size, image_size): upright, on white, in RGB (nc 3) or grey (nc 1).
 
     pixel_range: what becomes 0 to 255 in an image of more than 8 bits. crop: use only the central square of this side,
@@ -54,7 +54,7 @@ def prepare(image, image_size, nc, pixel_range=AS_BEFORE, crop=0):
 class ImageDecoder(Dataset):
     """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
-    def __init__(self, source, image_size, nc, pixel_range=AS_BEFORE, crop=0):
+    def __init__(self, source, image_size, nc, pixel_range=DEFAULT_RANGE, crop=0):
         self.source, self.image_size, self.nc, self.pixel_range, self.crop = source, image_size, nc, pixel_range, crop
         self.shape = (nc, image_size, image_size)
 
@@ -72,17 +72,17 @@ class ImageDecoder(Dataset):
 
     def collate(self, items):
         """Return (uint8 tensor (B, nc, image_size, image_size), reports, digests) of a list of items."""
-        rows = [row for row, *_ in items if row is not None]
-        batch = np.empty((len(rows), *self.shape), np.uint8)
-        for i, row in enumerate(rows):  # views of (height, width, channel); np.stack would keep that order
-            batch[i] = row
+        images = [image for image, *_ in items if image is not None]
+        batch = np.empty((len(images), *self.shape), np.uint8)
+        for i, image in enumerate(images):  # views of (height, width, channel); np.stack would keep that order
+            batch[i] = image
         reports = [report for _, reports, *_ in items for report in reports]
         return torch.from_numpy(batch), reports, [digest for _, _, *digests in items for digest in digests]
 
     def decode(self, chunks, workers, order=None):
         """Yield what `collate` returns for every list of indices in `chunks`, decoded by so many `workers`.
 
-        order: an epoch's order of the images; `chunks` are then places in it, and an image that cannot be read is
+        order: an epoch's order of the images; `chunks` are then positions in it, and an image that cannot be read is
         replaced by the next readable one. Without it, such images are left out, and every image comes with the
         digest of its file.
         """
@@ -94,9 +94,9 @@ class ImageDecoder(Dataset):
         chunks = [range(i, min(i + 1_000, len(self))) for i in range(0, len(self), 1_000)]
         with tqdm(total=len(self), desc="comparing", unit="img", disable=None) as bar:
             digests = []
-            for some in load_batches(self.source, Digests(self.source), chunks, workers, list):
-                digests += some
-                bar.update(len(some))
+            for chunk_digests in load_batches(self.source, Digests(self.source), chunks, workers, list):
+                digests += chunk_digests
+                bar.update(len(chunk_digests))
         return digests
 
 
@@ -130,7 +130,7 @@ class WithDigests(Dataset):
 
 
 class InOrder(Dataset):
-    """Decoded images in an epoch's order, where [place] is the first from that place on that can be read."""
+    """Decoded images in an epoch's order: [position] is the image there, or the next one that can be read."""
 
     def __init__(self, images, order):
         self.images, self.order = images, order
@@ -138,14 +138,14 @@ class InOrder(Dataset):
     def __len__(self):
         return len(self.order)
 
-    def __getitem__(self, place):
+    def __getitem__(self, position):
         reports = []
-        for i in itertools.chain(self.order[place:], self.order[:place]):
-            row, report = self.images[int(i)]
+        for i in itertools.chain(self.order[position:], self.order[:position]):
+            image, report = self.images[int(i)]
             reports += report
-            if row is not None or len(reports) > len(self) / 2:
+            if image is not None or len(reports) > len(self) / 2:
                 break
-        return row, reports
+        return image, reports
 
 
 def check_skipped(skipped, total):

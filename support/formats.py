@@ -47,8 +47,8 @@ BY_NAME = {
     "XPM": ".xpm",
 }
 OPTIONAL = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # a Pillow may be built without them
-# All that earlier versions took.
-EARLIER_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+# The files that this program took before it read all formats above; runs begun then go on with them.
+OLD_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STACKS = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")  # not MPO: phones store more than frames in it
 
 

@@ -20,7 +20,7 @@ from support.pixel_range import PixelRange
 
 CHUNK = 64 * 64 * 64  # pixels that a worker sends at once, through shared memory that may be small
 # Increase it when `prepare` or `draw_cartoon` changes: arrays that were cached before are then prepared anew.
-PREPARATION = 1
+PREPARATION_VERSION = 1
 
 
 def cache_folder():
@@ -39,9 +39,10 @@ class CachedArray:
     """An array of prepared images on disk."""
 
     path: Path
-    rows: np.ndarray  # mapped from disk
-    # skipped: reports of the images left out; pixel_range; stack: a file of several frames, or None. Of arrays that an
-    # earlier version prepared, the following are missing: place, identity, files and contents of the data set.
+    array: np.ndarray  # mapped from disk
+    # The content of the .json file beside it. skipped: reports of the images left out; pixel_range; stack: a file of
+    # several frames, or None. Old files lack the rest: preparation; the data set's place (Source.location); and hashes:
+    # identity (of Source.fingerprint), files (of portable_fingerprint), contents (of all files).
     info: dict
 
     @property
@@ -59,21 +60,21 @@ def read_info(path):
         info = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    if isinstance(info, list):  # of an earlier version
+    if isinstance(info, list):  # old files hold only the images left out
         return {"skipped": info, "pixel_range": list(PixelRange()), "stack": None}
     return info if isinstance(info, dict) else {}
 
 
 def read_cached(path, shape):
-    """Return the CachedArray of a file, or of the one with the same images that it names; None if it is not intact."""
+    """Return the CachedArray of a file, or of the file that its .json names as "same_as"; None if it is not intact."""
     info = read_info(path)
     if "same_as" in info:
         path = path.with_name(f"{info['same_as']}.npy")
         info = read_info(path)
     try:
-        array = CachedArray(path, np.load(path, mmap_mode="r", allow_pickle=False), info)
-        intact = array.rows.shape[1:] == shape and array.rows.dtype == np.uint8
-        return array if intact and array.pixel_range and {"skipped", "stack"} <= info.keys() else None
+        cached = CachedArray(path, np.load(path, mmap_mode="r", allow_pickle=False), info)
+        intact = cached.array.shape[1:] == shape and cached.array.dtype == np.uint8
+        return cached if intact and cached.pixel_range and {"skipped", "stack"} <= info.keys() else None
     except (OSError, ValueError, EOFError, TypeError, KeyError):
         return None
 
@@ -109,8 +110,8 @@ def write_cache(images, path, workers, info):
     try:
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
             write_header(file, total, images)
-            for batch, reports, some in images.decode(chunks, workers):
-                skipped, digests = skipped + reports, digests + some
+            for batch, reports, batch_digests in images.decode(chunks, workers):
+                skipped, digests = skipped + reports, digests + batch_digests
                 file.write(batch.numpy())
                 count += len(batch)
                 bar.update(len(batch) + len(reports))

@@ -7,23 +7,24 @@ import stat
 from pathlib import Path
 
 from support.errors import UserError, counted
-from support.formats import EARLIER_EXTENSIONS, open_image, readable_formats
+from support.formats import OLD_EXTENSIONS, open_image, readable_formats
 from support.sources import Source, size_and_mtime
 
 MAX_BYTES = 2**29  # of an image file; with Pillow's limit of 89 million pixels, decoding takes less than 2 GB
-DERIVED = ("@eaDir", "__MACOSX")  # folders in which a NAS or macOS keeps thumbnails and parts of files
-SAMPLE = 100  # files of each extension
+DERIVED = ("@eaDir", "__MACOSX")  # folders in which a NAS or macOS stores thumbnails and metadata
+SAMPLE = 100  # files of each extension that a survey opens
 
 
 class ImageFiles(Source):
     """All images among the files below `root`: flat, in class folders or deeper. Hidden ones are left out.
 
-    A subclass lists the files and reads them. earlier: take the images that earlier versions of the program took.
+    A subclass lists the files and reads them. old_rules: take the images that old runs took, which are the files with
+    OLD_EXTENSIONS alone, but also those in hidden folders.
     """
 
-    def __init__(self, root, earlier=False):
-        self.root, self.unlisted, self.earlier = Path(root), {}, earlier
-        self.place = str(self.root.resolve())
+    def __init__(self, root, old_rules=False):
+        self.root, self.unreadable_folders, self.old_rules = Path(root), {}, old_rules
+        self.location = str(self.root.resolve())
         self.names, self.other_files, self.other_folders = [], collections.Counter(), []
 
     def find_images(self, walk):
@@ -32,11 +33,11 @@ class ImageFiles(Source):
         Folders are relative to `root`. Those that are removed from the list are not entered. Raises UserError if there
         are no images.
         """
-        self.take_images(walk)
+        self.sort_files(walk)
         self.names.sort()
-        self.passed_over = in_words(self.other_files, self.other_folders)
+        self.passed_over = describe_passed_over(self.other_files, self.other_folders)
         if not self.names:
-            kinds = ", ".join(f"*{extension}" for extension in EARLIER_EXTENSIONS)
+            kinds = ", ".join(f"*{extension}" for extension in OLD_EXTENSIONS)
             found = f" (passed over {self.passed_over})" if self.passed_over else ""
             heic = [extension for extension in (".heic", ".heif") if extension in self.other_files]
             found += f"; convert the {' and '.join(heic)} files to .jpg first" if heic else ""
@@ -45,22 +46,23 @@ class ImageFiles(Source):
                 f" {self.root}/any/name.jpg{found}"
             )
 
-    def take_images(self, walk):
-        extensions = EARLIER_EXTENSIONS if self.earlier else readable_formats()
-        for inside, below, names in walk:
+    def sort_files(self, walk):
+        """Add the files of `walk` that are images to `names`, and count the others."""
+        extensions = OLD_EXTENSIONS if self.old_rules else readable_formats()
+        for folder, subfolders, names in walk:
             if {"args.json", "log.csv", "checkpoint.pth"} <= set(names):  # a run folder holds generated images
-                if inside == ".":
+                if folder == ".":
                     raise UserError(f"--dataroot {self.root} is a run folder, of generated images; name another folder")
-                self.other_folders.append(inside)
-                below.clear()
+                self.other_folders.append(folder)
+                subfolders.clear()
                 continue
-            if not self.earlier:
-                derived = [name for name in below if name.startswith(".") or name in DERIVED]
-                self.other_folders += [os.path.normpath(os.path.join(inside, name)) for name in derived]
-                below[:] = [name for name in below if name not in derived]
+            if not self.old_rules:
+                derived = [name for name in subfolders if name.startswith(".") or name in DERIVED]
+                self.other_folders += [os.path.normpath(os.path.join(folder, name)) for name in derived]
+                subfolders[:] = [name for name in subfolders if name not in derived]
             for name in names:
                 if extension_of(name) in extensions and not name.startswith("."):
-                    self.names.append(os.path.normpath(os.path.join(inside, name)))
+                    self.names.append(os.path.normpath(os.path.join(folder, name)))
                 elif not name.startswith("."):
                     self.other_files[extension_of(name) or "without extension"] += 1
 
@@ -70,35 +72,35 @@ class ImageFiles(Source):
     def name(self, i):
         return self.names[i]
 
-    def sample(self):
-        numbers = {}
+    def sample_indices(self):
+        by_extension = {}
         for i, name in enumerate(self.names):
-            numbers.setdefault(extension_of(name), []).append(i)
-        return [i for group in numbers.values() for i in group[:: -(-len(group) // SAMPLE)]]
+            by_extension.setdefault(extension_of(name), []).append(i)
+        return [i for indices in by_extension.values() for i in indices[:: -(-len(indices) // SAMPLE)]]
 
 
 class FolderSource(ImageFiles):
     """All images below the folder `root`."""
 
-    def __init__(self, root, earlier=False):
-        super().__init__(root, earlier)
+    def __init__(self, root, old_rules=False):
+        super().__init__(root, old_rules)
         if not os.path.isdir(self.root):  # a Path could raise instead
             raise UserError(f"--dataroot {root}: there is no such folder")
         self.find_images(self.walk())
 
     def walk(self):
         seen = set()
-        for folder, below, names in os.walk(self.root, onerror=self.cannot_list, followlinks=True):
+        for folder, subfolders, names in os.walk(self.root, onerror=self.cannot_list, followlinks=True):
             seen.add(os.path.realpath(folder))
-            yield os.path.relpath(folder, self.root), below, names
+            yield os.path.relpath(folder, self.root), subfolders, names
             # Links can form a loop.
-            below[:] = sorted(d for d in below if os.path.realpath(os.path.join(folder, d)) not in seen)
+            subfolders[:] = sorted(d for d in subfolders if os.path.realpath(os.path.join(folder, d)) not in seen)
 
     def cannot_list(self, error):
-        self.unlisted[str(error.filename)] = error.strerror
+        self.unreadable_folders[str(error.filename)] = error.strerror
 
-    def as_in_earlier_versions(self):
-        return FolderSource(self.root, earlier=True)
+    def by_old_rules(self):
+        return FolderSource(self.root, old_rules=True)
 
     def path(self, i):
         """Return the path of image i. Raises ValueError if it is no file or too large a one, OSError if it is gone."""
@@ -120,18 +122,18 @@ class FolderSource(ImageFiles):
                 digest.update(block)
         return digest.hexdigest()
 
-    def identity(self):
-        return [self.place, [(name, *size_and_mtime(os.path.join(self.root, name))) for name in self.names]]
+    def fingerprint(self):
+        return [self.location, [(name, *size_and_mtime(os.path.join(self.root, name))) for name in self.names]]
 
-    def names_and_sizes(self, identity):
-        return [file[:2] for file in identity[1]]
+    def portable_fingerprint(self, fingerprint):
+        return [file[:2] for file in fingerprint[1]]
 
 
 def extension_of(path):
     return os.path.splitext(path)[1].lower()
 
 
-def in_words(counts, folders):
+def describe_passed_over(counts, folders):
     """Return "30 .heic, 4 .mp4, 2 folders: .thumbnails, @eaDir" of a Counter of extensions and a list of folders."""
     common = counts.most_common(5)
     parts = [f"{count:,} {extension}" for extension, count in common]

@@ -16,7 +16,7 @@ def check_image_size(image_size):
         )
 
 
-def first_map_and_doublings(image_size):
+def smallest_map_and_doublings(image_size):
     """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2)."""
     check_image_size(image_size)
     doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits

@@ -18,7 +18,7 @@ class LsunSource(Source):
 
     def __init__(self, folders):
         self.folders = [str(folder) for folder in folders]
-        self.place = [str(Path(folder).resolve()) for folder in folders]
+        self.location = [str(Path(folder).resolve()) for folder in folders]
         self.ends = list(itertools.accumulate(self.open_database(folder).stat()["entries"] for folder in self.folders))
         self.keys, self.opened = [], []
         if not len(self):
@@ -65,11 +65,11 @@ class LsunSource(Source):
         with self.opened[which].begin() as transaction:
             return transaction.get(bytes(key))
 
-    def identity(self):
+    def fingerprint(self):
         return [(folder, *size_and_mtime(Path(folder, "data.mdb"))) for folder in self.folders]
 
-    def names_and_sizes(self, identity):
-        return [(Path(folder).name, *size[:1]) for folder, *size in identity]
+    def portable_fingerprint(self, fingerprint):
+        return [(Path(folder).name, *size[:1]) for folder, *size in fingerprint]
 
 
 def open_lsun(dataroot, image_size, classes):

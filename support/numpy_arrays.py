@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from support.archives import METHODS
+from support.archives import COMPRESSION_METHODS
 from support.errors import UserError, error_text
 from support.sources import Source, size_and_mtime
 
@@ -28,7 +28,7 @@ class ArraySource(Source):
     opened = None
 
     def __init__(self, path, member=None):
-        self.path, self.member, self.place = Path(path), member, str(Path(path).resolve())
+        self.path, self.member, self.location = Path(path), member, str(Path(path).resolve())
         array = self.array()
         self.shape, self.dtype = array.shape, array.dtype.str
         self.layout = check_layout(path, array.shape)
@@ -73,10 +73,10 @@ class ArraySource(Source):
     def digest(self, i):
         return hashlib.sha256(np.ascontiguousarray(self.array()[i])).hexdigest()
 
-    def identity(self):
-        return [self.place, *size_and_mtime(self.path)]
+    def fingerprint(self):
+        return [self.location, *size_and_mtime(self.path)]
 
-    def names_and_sizes(self, identity):
+    def portable_fingerprint(self, fingerprint):
         return [self.dtype, self.shape]
 
 
@@ -97,7 +97,7 @@ def choose_member(path):
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         for info in archive.infolist():
-            if not info.filename.endswith(".npy") or info.compress_type not in METHODS:
+            if not info.filename.endswith(".npy") or info.compress_type not in COMPRESSION_METHODS:
                 continue
             with archive.open(info) as file:
                 if np.lib.format.read_magic(file) == (1, 0):  # later versions are for other things than plain arrays
@@ -153,16 +153,16 @@ def check_layout(path, shape):
 def lowest_value(path, array):
     """Return what becomes 0 in an array: None for uint8, 0 or -1 for floats. Raises UserError if values are others."""
     start = f"--dataroot {path}: an array of {array.dtype}"
-    way_out = "save uint8 values of 0 to 255, or floats in [0, 1] or [-1, 1]"
+    advice = "save uint8 values of 0 to 255, or floats in [0, 1] or [-1, 1]"
     if array.dtype == np.uint8:
         return None
     if not is_supported(array.dtype):
-        raise UserError(f"{start} is not read; {way_out}")
+        raise UserError(f"{start} is not read; {advice}")
     low, high = math.inf, -math.inf
     for i in range(0, len(array), -(-len(array) // SAMPLE)):
         finite = array[i][np.isfinite(array[i])]
         low, high = min(low, finite.min(initial=math.inf)), max(high, finite.max(initial=-math.inf))
     if low < -1 - TOLERANCE or high > 1 + TOLERANCE or low > high:
         values = f"values of {low:.4g} to {high:.4g}" if low <= high else "no finite values"
-        raise UserError(f"{start} with {values} is not read; {way_out}")
+        raise UserError(f"{start} with {values} is not read; {advice}")
     return -1 if low < -TOLERANCE else 0

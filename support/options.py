@@ -8,17 +8,17 @@ from os.path import expanduser  # for ~, which shells leave as it is in --outf=~
 import torch
 
 from support.augmentation import ordered_names
-from support.cli import Parser, check_have_effect, number, option_name
+from support.cli import Parser, check_options_have_effect, number, option_name
 from support.errors import UserError, counted
 from support.fid import check_installed
 from support.image_sizes import check_image_size
 from support.run_folder import RunFolder
 
 # Options that a resumed run cannot change, and those that it keeps unless they are given again.
-FIXED = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
-FIXED += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
-KEPT = (*FIXED, "contrast", "precision", "compile", "dataroot", "cache", "workers")
-KEPT += ("niter", "save_every", "keep", "log_every", "fid")
+FIXED_OPTIONS = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
+FIXED_OPTIONS += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
+SAVED_OPTIONS = (*FIXED_OPTIONS, "contrast", "precision", "compile", "dataroot", "cache", "workers")
+SAVED_OPTIONS += ("niter", "save_every", "keep", "log_every", "fid")
 EARLIER = {"augment": "none", "crop": 0}  # values in runs of earlier versions, which did not have these options
 GREY = ("fashion-mnist", "kmnist", "mnist")  # data sets of grey images
 
@@ -110,15 +110,15 @@ def parse_options(parser, argv, world_size):
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
             saved = EARLIER | checkpoint["options"]
-            parser.set_defaults(**{name: saved[name] for name in KEPT if name in saved})
+            parser.set_defaults(**{name: saved[name] for name in SAVED_OPTIONS if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)
             args.netG = args.netD = None  # a resumed run has its own
         else:
-            typed = parser.typed(argv)
+            typed = parser.typed_options(argv)
             if "dataroot" in typed and "dataset" not in typed:
                 args.dataset = "folder"
-            check_have_effect(typed, options_without_effect(args, world_size))
+            check_options_have_effect(typed, options_without_effect(args, world_size))
         try:
             check_image_size(args.image_size)
         except UserError as error:
@@ -137,7 +137,7 @@ def parse_options(parser, argv, world_size):
 
 
 def options_without_effect(args, world_size):
-    """Return a table for check_have_effect of the options that can have no effect on a new run.
+    """Return a table for check_options_have_effect of the options that can have no effect on a new run.
 
     Accepts what command lines of the public example have: --dataset fake --dataroot x, --classes bedroom.
     """
@@ -153,8 +153,8 @@ def options_without_effect(args, world_size):
 
 def check_unchanged(args, saved):
     """Raise UserError if `args` change options that a resumed run must keep as they were `saved`."""
-    now = {name: getattr(args, name) for name in FIXED}
-    before = {name: saved.get(name, now[name]) for name in FIXED}
+    now = {name: getattr(args, name) for name in FIXED_OPTIONS}
+    before = {name: saved.get(name, now[name]) for name in FIXED_OPTIONS}
     measured = saved.get("fid")
     if args.fid and measured:  # only FIDs with equal sample counts can be compared
         now["fid"], before["fid"] = args.fid, measured

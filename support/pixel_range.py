@@ -13,15 +13,15 @@ ROWS = 256  # scaled at a time, to need little more memory than the image
 class PixelRange(NamedTuple):
     """What becomes 0 to 255: of integers, 0 to 2**bits - 1; of floats, and of integers without bits, low to high.
 
-    Without low and high, Pillow cuts floats off at 0 and 255, as in earlier versions of this program.
+    Without low and high, Pillow cuts floats off at 0 and 255.
     """
 
     bits: int | None = 16
     low: float | None = None
     high: float | None = None
 
-    def in_words(self):
-        """Return lines on what is not as the files' type suggests."""
+    def notes(self):
+        """Return texts to print on values that do not become what the files' type suggests."""
         lines = []
         if self.bits not in (None, 16):
             lines.append(f"images of 16 bits: values of 0 to {2**self.bits - 1:,} become 0 to 255")
@@ -36,7 +36,7 @@ def to_8_bits(image, pixel_range, as_bytes=False):
 
     as_bytes: whether load_as_bytes(image) was true.
     """
-    deep = deep_values(image, as_bytes)
+    deep = high_bit_depth_values(image, as_bytes)
     if deep is None or (image.mode == "F" and pixel_range.low is None):
         return image
     values, opacity = deep
@@ -57,7 +57,7 @@ def scale(values, pixel_range):
     return np.clip(np.rint(np.nan_to_num(scaled)), 0, 255).astype(np.uint8)
 
 
-def deep_values(image, as_bytes=False):
+def high_bit_depth_values(image, as_bytes=False):
     """Return (values (h, w), opacity (h, w) of 0 to 255 or None) of an image of more than 8 bits, None of others."""
     if as_bytes:
         pixels = np.asarray(image)
@@ -81,21 +81,22 @@ def load_as_bytes(image):
 
 def sample_of(image):
     """Return some values of an image of more than 8 bits that is not decoded yet, or none, as a flat array."""
-    deep = deep_values(image, load_as_bytes(image))
+    deep = high_bit_depth_values(image, load_as_bytes(image))
     if deep is None:
         return np.empty(0, np.uint8)
     values, opacity = (None if part is None else part.ravel() for part in deep)
     few = len(values) <= VALUES
-    some = slice(None) if few else np.random.default_rng(0).integers(len(values), size=VALUES)
-    shown = np.isfinite(values[some]) & (True if opacity is None else opacity[some] > 0)
-    return values[some][shown]
+    chosen = slice(None) if few else np.random.default_rng(0).integers(len(values), size=VALUES)
+    visible = np.isfinite(values[chosen]) & (True if opacity is None else opacity[chosen] > 0)
+    return values[chosen][visible]
 
 
 def choose_range(samples):
     """Return the PixelRange for a list of samples of images, none of them empty.
 
-    Integers get the fewest bits that hold 99.9 percent of the values. Floats are in [0, 1] or [0, 255] if they use that
-    well; others get their own percentiles, 0.1 and 99.9, and so do integers below 0 or above 16 bits.
+    Integers get the fewest bits that hold 99.9 percent of the values. Floats get the range [0, 1] or [0, 255] if their
+    99.9th percentile is within it and above a tenth of it. Other floats, and integers below 0 or above 16 bits, get the
+    range from their own percentile 0.1 to 99.9.
     """
     integers = [sample for sample in samples if sample.dtype.kind != "f"]
     floats = [sample for sample in samples if sample.dtype.kind == "f"]

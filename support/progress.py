@@ -48,7 +48,7 @@ def describe(run, resumed):
     if run.epoch >= args.niter:
         print(f"nothing to do: {args.outf} has its {counted(run.epoch, 'epoch')}; a larger --niter continues it")
     elif resumed:
-        print(f"resuming at epoch {run.epoch + 1}, step {run.step + 1}; --niter is {args.niter}")
+        print(f"resuming at epoch {run.epoch + 1}, step {run.epoch_step + 1}; --niter is {args.niter}")
     for note in run.images.notes:
         print(f"note: {note}")
     if run.images.path:
@@ -109,7 +109,7 @@ def describe_end(run, ended):
     if page.exists():  # it may have failed
         print(f"report: {page}")
     if ended.startswith("SIG"):
-        place = f"epoch {run.epoch + 1}, step {run.step + 1}"
+        place = f"epoch {run.epoch + 1}, step {run.epoch_step + 1}"
         print(f"{ended}: saved in {run.args.outf}; --resume continues at {place}", file=sys.stderr)
 
 
@@ -119,7 +119,7 @@ def warn_skipped(run):
     With several processes, all must call it: where images are decoded at every use, each knows only those of its shard.
     """
     images = [report for reports in all_gather_object(run.images.skipped) for report in reports]
-    for kind, reports in (("image", images), ("folder", run.images.unlisted)) if run.rank == 0 else ():
+    for kind, reports in (("image", images), ("folder", run.images.unreadable_folders)) if run.rank == 0 else ():
         new = [report for report in dict.fromkeys(reports) if report not in run.warned_about]
         if new:
             names = ", ".join(new[:3]) + (f", ...; all are in {run.folder.skipped}" if len(new) > 3 else "")

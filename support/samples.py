@@ -7,7 +7,7 @@ import re
 from support.errors import UserError
 
 
-def mark_of_weights(netG):
+def hash_of_weights(netG):
     """Return the mark of a generator's weights: the first 16 hexadecimal digits of their SHA-256."""
     digest = hashlib.sha256()
     for name, tensor in sorted(netG.state_dict().items()):
@@ -16,7 +16,7 @@ def mark_of_weights(netG):
     return digest.hexdigest()[:16]
 
 
-def read_mark(path):
+def read_weights_hash(path):
     """Return the mark with which plots.write_png wrote a file, or "": it is the first text of the PNG."""
     with open(path, "rb") as file:
         match = re.search(rb"tEXtweights\0([0-9a-f]{16})", file.read(128))
@@ -27,7 +27,7 @@ def check_same_weights(outf, mark, seeds):
     """Raise UserError if the folder `outf` would then hold samples of other weights beside those of `seeds`."""
     for path in outf.iterdir() if os.path.isdir(outf) else ():  # a Path could raise instead
         number = re.fullmatch(r"seed(\d{6,})\.png", path.name)
-        if number and int(number[1]) not in seeds and read_mark(path) != mark:
+        if number and int(number[1]) not in seeds and read_weights_hash(path) != mark:
             raise UserError(
                 f"--outf {outf} holds samples of other weights, such as {path.name}; choose another --outf, or delete"
                 " them first"
@@ -44,7 +44,7 @@ def grid_path(outf):
     if outf.name in ("", "..") or os.path.ismount(outf) or (os.path.exists(parent) and not os.access(parent, os.W_OK)):
         return outf / "grid.png"
     path = outf.with_name(f"{outf.name}.png")
-    if os.path.exists(path) and not (path.is_file() and read_mark(path)):
+    if os.path.exists(path) and not (path.is_file() and read_weights_hash(path)):
         raise UserError(
             f"--outf {outf}: the grid would overwrite {path}, which generate.py did not write; choose another --outf"
         )

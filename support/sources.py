@@ -19,12 +19,12 @@ from support.errors import UserError, error_text
 class Source:
     """The images of a data set before preparation: len(source), source[i] (a PIL image), and the methods below."""
 
-    unlisted = {}  # folders that could not be listed: path -> why
+    unreadable_folders = {}  # folders that could not be listed: path -> why
     passed_over = ""  # files and folders that are not taken for images, in words
-    place = None  # the folder of the images
+    location = None  # the absolute path of the images' folder or file, or a list of them, if the user names it
 
     def name(self, i):
-        """Return the name of image i in a report."""
+        """Return the name of image i for messages."""
         return f"image {i}"
 
     def prepare_for_workers(self):
@@ -33,25 +33,28 @@ class Source:
     def close(self):
         """Close what reading images has opened in this process."""
 
-    def as_in_earlier_versions(self):
-        """Return the source with the images that versions before took, for a run that one of them began."""
+    def by_old_rules(self):
+        """Return the source with the images that it had before this program read more than OLD_EXTENSIONS."""
         return self
 
-    def sample(self):
-        """Return the numbers of some images whose files show what kind of images there are, always the same ones."""
-        return []  # those of data sets with a fixed form need no look
+    def sample_indices(self):
+        """Return the indices of a fixed sample of the images, for a survey of their files."""
+        return []  # a data set with a fixed form needs no survey
 
     def digest(self, i):
-        """Return a hash of the file of image i, or "" where `identity` does not depend on files. Raises OSError."""
+        """Return a hash of the file of image i, or "" where `fingerprint` does not depend on files. Raises OSError."""
         return ""
 
-    def identity(self):
-        """Return a value for JSON that changes when the images change, or where or when they were stored."""
+    def fingerprint(self):
+        """Return a value for JSON that changes when the images change, or where or when they were stored.
+
+        Images are not read for it, where paths, sizes and times of files can tell.
+        """
         raise NotImplementedError
 
-    def names_and_sizes(self, identity):
-        """Return, of what `identity` returned, a value for JSON that stays the same in a copy of the data set."""
-        return identity
+    def portable_fingerprint(self, fingerprint):
+        """Return the part of a `fingerprint` that stays the same in a copy of the data set."""
+        return fingerprint
 
 
 class TorchvisionSource(Source):
@@ -66,7 +69,7 @@ class TorchvisionSource(Source):
     def __getitem__(self, i):
         return self.dataset[i][0]
 
-    def identity(self):
+    def fingerprint(self):
         digest = hashlib.sha256()
         for i in range(0, len(self), 10_000):  # in blocks, because STL10's are copied: they lie in another order
             digest.update(np.ascontiguousarray(self.dataset.data[i : i + 10_000]))
@@ -122,7 +125,7 @@ class FakeSource(Source):
         values = torch.randn(self.size, generator=torch.Generator().manual_seed(i)).mul(255).byte()
         return Image.fromarray(values.permute(1, 2, 0).numpy())
 
-    def identity(self):
+    def fingerprint(self):
         return [len(self), self.size, 0]
 
 

@@ -21,7 +21,7 @@ def survey(source):
     """Return the Survey of a Source. It opens the files of its sample, and decodes those of more than 8 bits."""
     silence_libtiff()
     samples, multi_frame = [], None
-    for i in source.sample():
+    for i in source.sample_indices():
         with contextlib.suppress(Exception), warnings.catch_warnings():  # damage is reported at decoding
             warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)

@@ -29,7 +29,7 @@ class TarSource(ArchiveSource):
         return super().__getstate__() | {"points": None}
 
     def read(self, member):
-        self.opened.seek(member.place)
+        self.opened.seek(member.location)
         return self.opened.read(member.size)
 
     def list_members(self):

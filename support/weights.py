@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from support.cli import option_name
-from support.contrast import with_factor
+from support.contrast import with_contrast_factor
 from support.errors import UserError
 from support.matching import Mismatch, best_match, state_dicts
 
@@ -45,7 +45,7 @@ def load_network(kind, other, path, average):
         check_settings(tree, net, path)
     net.float().eval()
     if average and isinstance(tree, dict) and isinstance(factor := tree.get("contrast_factor"), float):
-        net = with_factor(net, factor)  # a checkpoint keeps the weights as they are trained
+        net = with_contrast_factor(net, factor)  # a checkpoint keeps the weights as they are trained
     bad = [name for name, t in net.state_dict().items() if not t.isfinite().all()]
     if bad:
         raise UserError(f"{path}: {bad[0]} has values that are not finite, since its run diverged; use an earlier file")

@@ -153,7 +153,7 @@ def our_step(device, folder, steps, precision, compiled=False):
 def epochs_of(images, trainer, device, steps):
     """Return speed(): the next epoch of `images`, or its first `steps` steps."""
     if device.type != "cpu":
-        images.keep_on(device, free_memory(device))
+        images.cache_on(device, free_memory(device))
     epochs = iter(range(1_000_000))
 
     def work():

@@ -218,7 +218,7 @@ def test_stopped_run_resumes_exactly(base, unbroken, monkeypatch):
     folder, step = base / "stopped", TRAINER.step
 
     def step_and_signal(trainer, *batch):
-        if trainer.steps == 1:
+        if trainer.steps_taken == 1:
             signal.raise_signal(signal.SIGTERM)
         return step(trainer, *batch)
 

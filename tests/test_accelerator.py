@@ -22,7 +22,7 @@ from support.accelerator import (
     copy_to_cpu,
     cpu_has_bfloat16,
     default_precision,
-    fastest_layout,
+    fastest_memory_format,
     free_memory,
     is_out_of_memory,
     pick_device,
@@ -58,7 +58,7 @@ def test_the_device_that_is_asked_for_is_picked(monkeypatch):
 
 
 def test_channels_last_is_used_where_its_gradients_are_right():
-    layouts = {name: fastest_layout(torch.device(name)) for name in ("cpu", "cuda", "xpu", "mps")}
+    layouts = {name: fastest_memory_format(torch.device(name)) for name in ("cpu", "cuda", "xpu", "mps")}
     assert layouts.pop("mps") == torch.contiguous_format
     assert set(layouts.values()) == {torch.channels_last}
 

@@ -114,9 +114,9 @@ def test_an_archive_gives_the_array_that_its_folder_gives(folder, kind, tmp_path
     for seed in (0, 1):  # whatever the order of the files in the archive
         archive = pack(folder, tmp_path / f"packed{seed}" / kind, seed)
         images = load_images("folder", archive, 16, cache=tmp_path / f"cache{seed}")
-        assert np.array_equal(images.rows, expected.rows)
+        assert np.array_equal(images.array, expected.array)
         assert (images.skipped, images.notes) == (expected.skipped, expected.notes)
-        assert images.identity == expected.identity
+        assert images.fingerprints == expected.fingerprints
         assert files(archive.parent) == [archive]
 
 

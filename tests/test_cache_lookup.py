@@ -126,9 +126,9 @@ def test_other_contents_of_the_same_names_and_sizes_are_prepared(folder, capsys)
 def test_other_sizes_and_versions_have_their_own_arrays(folder, monkeypatch, tmp_path):
     load_images("folder", folder, 16)
     touch(folder)
-    assert load_images("folder", folder, 20).rows.shape[2] == 20
-    assert load_images("folder", folder, 16, settings=ReadSettings(nc=1)).rows.shape[1] == 1
-    monkeypatch.setattr(data, "PREPARATION", data.PREPARATION + 1)
+    assert load_images("folder", folder, 20).array.shape[2] == 20
+    assert load_images("folder", folder, 16, settings=ReadSettings(nc=1)).array.shape[1] == 1
+    monkeypatch.setattr(data, "PREPARATION_VERSION", data.PREPARATION_VERSION + 1)
     load_images("folder", folder, 16)
     assert len(arrays(tmp_path)) == 4
 
@@ -140,7 +140,7 @@ def test_arrays_of_no_use_are_named_with_their_size_and_stay(folder, tmp_path, c
     load_images("folder", elsewhere, 16)
     touch(folder)
     assert load_images("folder", folder, 16).path == first.path
-    assert load_images("folder", folder, 24).rows.shape[2] == 24  # of the same contents: nothing is of no use
+    assert load_images("folder", folder, 24).array.shape[2] == 24  # of the same contents: nothing is of no use
     assert "note:" not in capsys.readouterr().out
     before = arrays(tmp_path)
     Image.new("RGB", (999, 999)).save(folder / "new.bmp")
@@ -164,7 +164,7 @@ def test_an_array_of_an_earlier_version_is_used_as_it_is(folder, monkeypatch, ca
     capsys.readouterr()
     again = load_images("folder", folder, 16)
     assert (again.path, again.skipped) == (first.path, first.skipped)
-    assert np.array_equal(again.rows, first.rows)
+    assert np.array_equal(again.array, first.array)
     assert capsys.readouterr().out == ""
 
 
@@ -189,7 +189,7 @@ def test_each_crop_has_its_own_array(folder, tmp_path, monkeypatch):
             squares = [transforms.CenterCrop(crop)(Image.open(path)) for path in paths]
             assert contents(images) == sorted(torchvision_pixels(square, 16).tobytes() for square in squares)
             assert images.path.name.startswith(f"folder-16x3-crop{crop}-")
-            assert images.identity == whole.identity
+            assert images.fingerprints == whole.fingerprints
         touch(folder)
     assert load_images("folder", folder, 16).path == whole.path
     assert len(arrays(tmp_path)) == 3

@@ -11,7 +11,7 @@ import sys
 import pytest
 from helpers import ROOT
 
-from support.cli import Parser, TolerantStream, check_have_effect, number, protect_output
+from support.cli import Parser, TolerantStream, check_options_have_effect, number, protect_output
 from support.errors import UserError
 
 
@@ -50,20 +50,20 @@ def test_what_is_typed_is_told_from_defaults():
     parser.add_argument("--imageSize", dest="image_size", default=2)
     parser.add_argument("--fast", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--slow", action="store_true")
-    assert parser.typed([]) == set()
-    assert parser.typed(["--count", "1", "--im", "0", "--no-fast"]) == {"count", "image_size", "fast"}
-    assert parser.typed(["--count=0", "--slow"]) == {"count", "slow"}
+    assert parser.typed_options([]) == set()
+    assert parser.typed_options(["--count", "1", "--im", "0", "--no-fast"]) == {"count", "image_size", "fast"}
+    assert parser.typed_options(["--count=0", "--slow"]) == {"count", "slow"}
 
 
 def test_an_option_without_effect_is_refused_if_it_is_typed():
     table = (("log_every", False, "no"), ("batch_size", True, "because"), ("num_output", True, "none"))
-    check_have_effect({"log_every", "other"}, table)
+    check_options_have_effect({"log_every", "other"}, table)
     for name, words in (
         ("batch_size", "--batchSize has no effect here: because"),
         ("num_output", "--num_output has no"),
     ):
         with pytest.raises(UserError, match=words):
-            check_have_effect({"log_every", name}, table)
+            check_options_have_effect({"log_every", name}, table)
 
 
 def test_numbers_are_within_their_bounds():

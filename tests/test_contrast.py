@@ -12,7 +12,7 @@ from torch import nn
 import dcgan
 from data import load_images
 from models import Generator, generate_images, latents, load_generator, set_batch_norm_statistics
-from support.contrast import LARGEST_FACTOR, contrast_of_data_set, find_factor, with_factor
+from support.contrast import LARGEST_FACTOR, contrast_of_data_set, find_contrast_factor, with_contrast_factor
 
 
 def contrast_of(images):
@@ -51,10 +51,10 @@ def test_a_discriminator_sees_no_contrast():
 def test_a_contrast_that_is_too_low_is_mended_to_within_a_percent(scale):
     z, pale = latents(range(1024), 10), soft_generator(scale)
     wanted = contrast_of(generate_images(soft_generator(), z))
-    factor, before = find_factor(pale, z, wanted)
+    factor, before = find_contrast_factor(pale, z, wanted)
     assert before == pytest.approx(contrast_of(generate_images(pale, z)), rel=0.01)
     assert before < 0.95 * wanted
-    assert contrast_of(generate_images(with_factor(pale, factor), z)) == pytest.approx(wanted, rel=0.01)
+    assert contrast_of(generate_images(with_contrast_factor(pale, factor), z)) == pytest.approx(wanted, rel=0.01)
     assert factor == pytest.approx(1 / scale, rel=0.01)
 
 
@@ -65,15 +65,15 @@ def test_bright_images_stay_as_bright_as_they_should_be():
     images = generate_images(bright, z)
     assert images.float().mean() > 190
     assert images.float().std() < 50
-    pale = with_factor(bright, 0.9)
-    factor, _ = find_factor(pale, z, contrast_of(images))
+    pale = with_contrast_factor(bright, 0.9)
+    factor, _ = find_contrast_factor(pale, z, contrast_of(images))
     assert factor == pytest.approx(1 / 0.9, rel=0.01)
 
 
 def test_a_factor_multiplies_what_goes_into_tanh_and_changes_nothing_else():
     netG, z = soft_generator(), latents(range(8), 10)
     before = {name: t.clone() for name, t in netG.state_dict().items()}
-    mended = with_factor(netG, 1.5)
+    mended = with_contrast_factor(netG, 1.5)
     with torch.no_grad():
         torch.testing.assert_close(mended(z), torch.tanh(1.5 * torch.atanh(netG(z))), rtol=1e-4, atol=1e-5)
     assert equal(netG.state_dict(), before)
@@ -86,14 +86,14 @@ def test_a_contrast_is_never_lowered_and_the_factor_is_bounded():
     netG, z = soft_generator(), latents(range(64), 10)
     now = contrast_of(generate_images(netG, z))
     for wanted, expected in ((0.5 * now, 1), (now - 0.01, 1), (1.5, LARGEST_FACTOR)):  # 1.5: out of reach
-        assert find_factor(netG, z, wanted)[0] == pytest.approx(expected, rel=1e-3)
+        assert find_contrast_factor(netG, z, wanted)[0] == pytest.approx(expected, rel=1e-3)
 
 
 def test_finding_a_factor_does_not_depend_on_the_mode_and_keeps_it():
     netG, z = soft_generator(0.5), latents(range(64), 10)
-    expected = find_factor(netG, z, 0.4)
+    expected = find_contrast_factor(netG, z, 0.4)
     netG.train()
-    assert find_factor(netG, z, 0.4) == expected
+    assert find_contrast_factor(netG, z, 0.4) == expected
     assert netG.training
     assert netG.main[1].num_batches_tracked == 0
 
@@ -130,7 +130,7 @@ def test_training_goes_on_as_without_it(ema):
     assert (state.pop("target_contrast"), other.pop("target_contrast")) == (0.5, 0)
     assert_same(state, other)
     sampled = twin.netG_ema if ema else twin.netG
-    expected = with_factor(sampled, factors[0]).state_dict()
+    expected = with_contrast_factor(sampled, factors[0]).state_dict()
     assert equal(with_contrast.sampling_generator().state_dict(), expected)
     assert equal(twin.sampling_generator().state_dict(), sampled.state_dict())
 
@@ -195,7 +195,7 @@ def test_the_factor_has_no_say_in_data_without_contrast():
 def test_weights_that_are_not_finite_give_no_endless_search():
     netG = soft_generator()
     netG.main[-2].weight.data.fill_(math.nan)
-    factor, contrast = find_factor(netG, latents(range(8), 10), 0.5)
+    factor, contrast = find_contrast_factor(netG, latents(range(8), 10), 0.5)
     assert math.isnan(contrast)
     assert math.isfinite(factor)
 

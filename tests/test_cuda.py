@@ -49,7 +49,7 @@ def assert_close(trainer, other):
         ours, theirs = trainer.state_dict()[name], other.state_dict()[name]
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
     assert torch.equal(trainer.rng.get_state(), other.rng.get_state())
-    assert trainer.steps == other.steps
+    assert trainer.steps_taken == other.steps_taken
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -147,7 +147,7 @@ def test_a_state_saved_on_the_gpu_is_resumed_without_one(tmp_path):
 def test_images_kept_on_the_device_come_in_the_same_order():
     rows = np.random.default_rng(0).integers(0, 256, (50, 3, 16, 16), np.uint8)
     here, there = PreparedImages(rows, [], []), PreparedImages(rows, [], [])
-    there.keep_on(torch.device("cuda"), rows.nbytes * 3 + 3)
+    there.cache_on(torch.device("cuda"), rows.nbytes * 3 + 3)
     for ours, theirs in zip(here.batches(8, 1, 2), there.batches(8, 1, 2), strict=True):
         assert theirs.is_cuda
         assert torch.equal(ours, theirs.cpu())

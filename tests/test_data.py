@@ -155,10 +155,10 @@ def test_the_steps_and_images_of_an_epoch(count, batch_size, world_size, expecte
 def test_images_on_a_device_come_in_the_same_order(start):
     rows = numbered(50)
     on_disk, on_device, too_large = (PreparedImages(rows, [], []) for _ in range(3))
-    on_device.keep_on(torch.device("cpu"), 3 * rows.nbytes + 3)
-    too_large.keep_on(torch.device("cpu"), 3 * rows.nbytes)
-    assert isinstance(on_device.rows, torch.Tensor)
-    assert too_large.rows is rows
+    on_device.cache_on(torch.device("cpu"), 3 * rows.nbytes + 3)
+    too_large.cache_on(torch.device("cpu"), 3 * rows.nbytes)
+    assert isinstance(on_device.array, torch.Tensor)
+    assert too_large.array is rows
     for shard in ({}, {"rank": 1, "world_size": 2}):
         expected = list(on_disk.batches(8, 1, 2, start, **shard))
         assert sum(map(len, expected)) == (50 - 8 * start) // shard.get("world_size", 1)
@@ -168,9 +168,9 @@ def test_images_on_a_device_come_in_the_same_order(start):
 
 def test_images_that_are_decoded_at_every_use_stay_where_they_are():
     images = load_images("fake", image_size=16, cache="none")
-    decoded = images.rows
-    images.keep_on(torch.device("cpu"), 1 << 40)
-    assert images.rows is decoded
+    decoded = images.array
+    images.cache_on(torch.device("cpu"), 1 << 40)
+    assert images.array is decoded
 
 
 # In a run

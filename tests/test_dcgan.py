@@ -264,7 +264,7 @@ def test_a_signal_in_the_last_step_of_an_epoch_finds_the_epoch_saved(tmp_path, f
 
     def step_and_signal(trainer, batch):
         result = step(trainer, batch)
-        if trainer.steps == STEPS:
+        if trainer.steps_taken == STEPS:
             os.kill(os.getpid(), signal.SIGTERM)
         return result
 
@@ -282,7 +282,7 @@ def test_a_stopped_run_that_decodes_at_every_use_resumes_exactly(tmp_path, few_s
     options = [*few_steps, "--cache", "none", "--workers", 2]
 
     def step_and_signal(trainer, batch):
-        if trainer.steps == 4:  # in the second epoch
+        if trainer.steps_taken == 4:  # in the second epoch
             os.kill(os.getpid(), signal.SIGHUP)
         return step(trainer, batch)
 

@@ -312,7 +312,7 @@ def test_workers_can_be_spawned(dataset, cache, tmp_path):
 def test_what_goes_to_a_worker_can_be_pickled(tmp_path):
     write_images(tmp_path / "in", *(f"{i}.png" for i in range(7)))
     order = np.arange(7)[::-1]
-    images = InOrder(load_images("folder", tmp_path / "in", 16, cache="none").rows, order)
+    images = InOrder(load_images("folder", tmp_path / "in", 16, cache="none").array, order)
     copied = pickle.loads(pickle.dumps(images))
     assert all(np.array_equal(copied[place][0], images[place][0]) for place in range(7))
 
@@ -326,7 +326,7 @@ class Deadly(Source):
     def __getitem__(self, i):
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def identity(self):
+    def fingerprint(self):
         return 0
 
 

@@ -419,7 +419,7 @@ def test_jobs_that_cannot_work_are_refused(tmp_path, capsys, options, words):
 def test_images_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, world_size, others, words):
     options = {"dataset": "fake", "dataroot": None, "image_size": 16, "nc": 3, "classes": "", "workers": 0}
     images = PreparedImages(range(1000), [], [])
-    images.identity = {"files": "a"}
+    images.fingerprints = {"files": "a"}
     monkeypatch.setattr(dcgan, "load_images", lambda *_, **__: images)
     monkeypatch.setattr(distributed, "rank_and_world_size", lambda: (0, world_size))
     monkeypatch.setattr(distributed, "all_gather_object", lambda value: value and [value, *others])

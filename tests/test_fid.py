@@ -95,7 +95,7 @@ def test_distance_of_a_generator_follows_from_its_first_images():
     netG, images = small_generator(), random_images(500)
     meter = CornersMeter(images, 300, CPU, generate_images)
     generated = generate_images(netG, latents(range(300), 4))
-    features = [Corners()(torch.as_tensor(x)).double().numpy() for x in (images.rows, generated)]
+    features = [Corners()(torch.as_tensor(x)).double().numpy() for x in (images.array, generated)]
     (m, n), (c, d) = [f.mean(0) for f in features], [np.cov(f.T) for f in features]
     roots = np.sqrt(np.linalg.eigvals(c @ d).real.clip(0))
     expected = ((m - n) ** 2).sum() + np.trace(c) + np.trace(d) - 2 * roots.sum()
@@ -105,7 +105,7 @@ def test_distance_of_a_generator_follows_from_its_first_images():
 
 def test_grey_images_are_measured_as_color():
     netG, grey = small_generator(nc=1), random_images(50, nc=1)
-    color = PreparedImages(np.repeat(grey.rows, 3, 1), [], [])
+    color = PreparedImages(np.repeat(grey.array, 3, 1), [], [])
     assert distance_to(grey, netG) == pytest.approx(distance_to(color, netG), rel=1e-9)
 
 

@@ -40,7 +40,7 @@ def test_the_cache_is_a_plain_array_mapped_from_disk(tmp_path):
     rows = np.load(next((tmp_path / "here").glob("*.npy")))
     # In the order of the names: that of a folder's listing differs from one machine to the next.
     assert np.array_equal(rows, np.stack([torchvision_pixels(Image.open(path), 16) for path in sorted(paths)]))
-    assert isinstance(images.rows, np.memmap)
+    assert isinstance(images.array, np.memmap)
 
 
 def test_a_second_load_decodes_nothing(tmp_path):
@@ -73,7 +73,9 @@ def test_images_that_changed_are_prepared_anew(tmp_path, monkeypatch, capsys):
     assert contents(load_images("folder", root, 20)) == expected_contents(paths, 20)
     assert contents(load_images("folder", root, 16, settings=ReadSettings(nc=1))) == expected_contents(paths, 16, 1)
     capsys.readouterr()
-    monkeypatch.setattr(data, "PREPARATION", data.PREPARATION + 1)  # a version that prepares images differently
+    monkeypatch.setattr(
+        data, "PREPARATION_VERSION", data.PREPARATION_VERSION + 1
+    )  # a version that prepares images differently
     load_images("folder", root, 16)
     assert "preparing 2 images, once" in capsys.readouterr().out
 

@@ -36,8 +36,8 @@ def save(path, array):
 def rows_of(path, nc=3):
     """Return the prepared images, decoded anew."""
     images = load_images("folder", path, 16, "none", settings=ReadSettings(nc))
-    assert len(images) == len(images.rows.source)
-    return np.stack([images.rows[i][0] for i in range(len(images))])
+    assert len(images) == len(images.array.source)
+    return np.stack([images.array[i][0] for i in range(len(images))])
 
 
 @pytest.fixture
@@ -93,7 +93,7 @@ def test_streamed_and_cached_batches_are_equal_bit_for_bit(kind, workers, tmp_pa
         np.savez(path := tmp_path / "a.npz", np.load(tmp_path / "a.npy"))
     cached, streamed = (load_images("folder", path, 16, cache=cache, workers=workers) for cache in (None, "none"))
     assert_same(epoch_of(streamed, 16), epoch_of(cached, 16))
-    assert np.array_equal(cached.rows, rows_of(path))
+    assert np.array_equal(cached.array, rows_of(path))
 
 
 def test_a_file_is_mapped_and_not_read_whole(tmp_path):
@@ -167,10 +167,10 @@ def test_several_arrays_of_images_are_refused_with_their_names_and_the_way_out(t
     words = "arrays there: x_train (9, 16, 16), x_test (5, 16, 16); save the one to train on with "
     with pytest.raises(ValueError, match="must hold one array of images") as caught:
         load_images("folder", tmp_path / "digits.npz", 16)
-    before, way_out = str(caught.value).split(words)
+    before, advice = str(caught.value).split(words)
     assert before.startswith(f"--dataroot {tmp_path / 'digits.npz'} ")
     monkeypatch.chdir(tmp_path)
-    exec(way_out, {"numpy": np})
+    exec(advice, {"numpy": np})
     assert np.array_equal(rows_of(tmp_path / "images.npy", nc=1), train[:, None])
     np.savez(tmp_path / "b.npz", labels=np.arange(9), more=np.arange(9))
     assert_cannot_load("arrays there: labels (9,), more (9,)", dataset="folder", dataroot=tmp_path / "b.npz")

@@ -11,7 +11,7 @@ import dcgan
 import generate
 from data import SOURCES
 from models import Discriminator, Generator
-from support.options import KEPT, build_parser, parse_options
+from support.options import SAVED_OPTIONS, build_parser, parse_options
 
 
 def parse(folder, *arguments, world_size=1):
@@ -98,13 +98,13 @@ def test_channels_and_seed_that_are_not_given_are_chosen(tmp_path):
 def test_omitted_options_keep_the_values_of_the_run(run):
     options, checkpoint = parse(run, "--resume", "--niter", 9, "--workers", 1)
     assert checkpoint["epoch"] == 3
-    saved = {name: checkpoint["options"][name] for name in KEPT}
-    assert {name: getattr(options, name) for name in KEPT} == saved | {"niter": 9, "workers": 1}
+    saved = {name: checkpoint["options"][name] for name in SAVED_OPTIONS}
+    assert {name: getattr(options, name) for name in SAVED_OPTIONS} == saved | {"niter": 9, "workers": 1}
     assert (options.netG, options.netD, options.cuda, options.ngpu) == (None, None, False, 1)
     options, _ = parse(run, "--resume", "--netG", "elsewhere.pth")  # as at the start: it has its own by now
     assert options.netG is None
     again, _ = parse(run, *RUN, "--resume")  # everything repeated
-    assert {name: getattr(again, name) for name in KEPT} == saved
+    assert {name: getattr(again, name) for name in SAVED_OPTIONS} == saved
 
 
 def test_the_folder_of_the_images_is_no_run_folder(tmp_path, capsys):

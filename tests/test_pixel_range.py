@@ -46,9 +46,9 @@ def write_arrays(folder, arrays, kind="png"):
 
 def rows_of(images):
     """Return the prepared images in the order of their names."""
-    if isinstance(images.rows, np.ndarray):
-        return np.array(images.rows)
-    return np.stack([images.rows[i][0] for i in range(len(images))])
+    if isinstance(images.array, np.ndarray):
+        return np.array(images.array)
+    return np.stack([images.array[i][0] for i in range(len(images))])
 
 
 # Integers

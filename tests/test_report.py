@@ -172,7 +172,7 @@ def test_the_page_of_a_stopped_run_says_so(tmp_path, few_steps, monkeypatch, cap
 
     def step_and_signal(trainer, batch):
         states.append(Page(folder / "report.html").text_of("state"))
-        if trainer.steps == 4:  # in the second epoch
+        if trainer.steps_taken == 4:  # in the second epoch
             os.kill(os.getpid(), signal.SIGTERM)
         return step(trainer, batch)
 

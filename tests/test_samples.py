@@ -9,7 +9,7 @@ from PIL import Image
 import generate
 from models import Generator, load_generator
 from support.plots import write_png
-from support.samples import mark_of_weights, read_mark
+from support.samples import hash_of_weights, read_weights_hash
 
 
 @pytest.fixture
@@ -101,19 +101,19 @@ def test_other_pictures_may_be_of_any_weights(weights_file, other_weights):
 def test_the_mark_depends_on_the_weights_alone(weights_file, other_weights, tmp_path):
     netG = load_generator(weights_file)
     run_generate(weights_file, "--num_output", 1)
-    mark = read_mark(tmp_path / "generated" / "seed000000.png")
-    assert mark == mark_of_weights(netG) == Image.open(tmp_path / "generated" / "seed000000.png").info["weights"]
+    mark = read_weights_hash(tmp_path / "generated" / "seed000000.png")
+    assert mark == hash_of_weights(netG) == Image.open(tmp_path / "generated" / "seed000000.png").info["weights"]
     torch.save({"netG_ema": netG.state_dict()}, tmp_path / "inside.pth")
-    assert mark_of_weights(load_generator(tmp_path / "inside.pth")) == mark
-    assert mark_of_weights(load_generator(other_weights)) != mark
+    assert hash_of_weights(load_generator(tmp_path / "inside.pth")) == mark
+    assert hash_of_weights(load_generator(other_weights)) != mark
     next(netG.parameters()).data.view(-1)[0] += 1e-6
-    assert mark_of_weights(netG) != mark
+    assert hash_of_weights(netG) != mark
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"tEXtweights\0short", bytes(300)])
 def test_a_file_without_a_mark_is_of_unknown_weights(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
-    assert read_mark(tmp_path / "a.png") == ""
+    assert read_weights_hash(tmp_path / "a.png") == ""
 
 
 def test_the_output_folder_may_be_the_root(monkeypatch):

@@ -89,7 +89,7 @@ def test_folders_that_cannot_be_listed_are_reported(cache, tmp_path, monkeypatch
     monkeypatch.setattr(os, "scandir", deny)
     images = load_images("folder", tmp_path / "in", 16, cache=cache)
     assert contents(images) == expected_contents(paths[:1])
-    assert [Path(report.split(" (")[0]).name for report in sorted(images.unlisted)] == ["never", "no"]
+    assert [Path(report.split(" (")[0]).name for report in sorted(images.unreadable_folders)] == ["never", "no"]
 
 
 # Files that are not read
@@ -167,7 +167,7 @@ def test_noise_is_that_of_torchvisions_fake_data(size):
     ours, theirs = FakeSource(size), datasets.FakeData(image_size=(3, size, size))
     assert len(ours) == len(theirs)
     assert all(np.array_equal(ours[i], theirs[i][0]) for i in range(0, 1000, 7))
-    assert ours.identity() == [1000, (3, size, size), theirs.random_offset]  # as earlier versions had it
+    assert ours.fingerprint() == [1000, (3, size, size), theirs.random_offset]  # as earlier versions had it
 
 
 @pytest.mark.parametrize("kind", [datasets.CIFAR10, datasets.CIFAR100])
@@ -226,7 +226,7 @@ def test_images_in_memory_are_known_by_one_hash_whatever_their_number_and_layout
     for data in (np.arange(25_000).reshape(-1, 1), np.arange(50_000).reshape(2, -1).T):
         dataset = Dataset()
         dataset.data = data
-        assert TorchvisionSource(dataset).identity() == hashlib.sha256(data.tobytes()).hexdigest()
+        assert TorchvisionSource(dataset).fingerprint() == hashlib.sha256(data.tobytes()).hexdigest()
 
 
 DOWNLOADED = {"cifar10": "CIFAR10", "cifar100": "CIFAR100", "fashion-mnist": "FashionMNIST", "kmnist": "KMNIST"}

@@ -280,7 +280,7 @@ def test_a_state_of_a_device_with_another_layout_resumes_the_same(monkeypatch):
     elsewhere, here = small_trainer(), small_trainer()
     for batch in random_batches(3):
         elsewhere.step(batch), here.step(batch)
-    monkeypatch.setattr(training_module, "fastest_layout", lambda device: torch.contiguous_format)
+    monkeypatch.setattr(training_module, "fastest_memory_format", lambda device: torch.contiguous_format)
     other = small_trainer(99)
     other.load_state_dict(elsewhere.state_dict())
     for batch in random_batches(2, seed=4):
