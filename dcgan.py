@@ -368,7 +368,7 @@ def measure_fid(run, should_stop=lambda: False):
 
 
 def update_report(run, ended=None):
-    """Write report.html, the page of the run. ended: None while the run lasts, or what has ended it."""
+    """Write report.html, the page of the run. ended: None while the run trains, or what has ended it."""
     arguments = (run.log.rows, run.epoch, run.epoch_step, run.steps_per_epoch, ended)
     run.folder.draw_or_warn(write_report, "report.html", *arguments)
 

@@ -30,7 +30,7 @@ from support.samples import check_same_weights, grid_path, hash_of_weights
 from support.walk import write_walk
 from support.weights import newest_weights
 
-MAX_GRID_IMAGES = 64  # images that the grid shows at most
+MAX_GRID_IMAGES = 64
 
 
 def build_parser():
@@ -113,13 +113,13 @@ def main(argv=None):
 
 def options_without_effect(typed):
     """Return a table for check_options_have_effect of the options that can have no effect."""
-    drawn = [name for name in ("interpolate", "arithmetic", "explore") if name in typed]
-    instead = f"--{drawn[0]} writes no single images" if drawn else ""
-    return (  # option, where it has no effect, why
-        ("num_output", drawn, instead),
-        ("batch_size", drawn, instead),
-        ("manual_seed", drawn == ["arithmetic"], "--arithmetic names its seeds"),
-        ("show", drawn == ["explore"], "open explore.html in a browser"),
+    figures = [name for name in ("interpolate", "arithmetic", "explore") if name in typed]
+    no_samples = f"--{figures[0]} writes no single images" if figures else ""
+    return (  # option, whether it has no effect, why
+        ("num_output", figures, no_samples),
+        ("batch_size", figures, no_samples),
+        ("manual_seed", figures == ["arithmetic"], "--arithmetic names its seeds"),
+        ("show", figures == ["explore"], "open explore.html in a browser"),
     )
 
 
@@ -143,21 +143,21 @@ def write_samples_and_grid(netG, args, device):
 
     Raises UserError if the folder would then hold samples of several generators.
     """
-    outf, mark = Path(args.outf), hash_of_weights(netG)
+    outf, weights_hash = Path(args.outf), hash_of_weights(netG)
     seeds = range(args.manual_seed, args.manual_seed + args.num_output)
     grid = grid_path(outf)
-    check_same_weights(outf, mark, seeds)
+    check_same_weights(outf, weights_hash, seeds)
     make_folder(outf)
-    first = write_samples(netG.to(device), seeds, args.batch_size, outf, mark)
-    save_grid(grid, first, mark=mark)
+    first = write_samples(netG.to(device), seeds, args.batch_size, outf, weights_hash)
+    save_grid(grid, first, weights_hash=weights_hash)
     old = outf / "grid.png"
     if grid != old and old.exists():
         print(f"note: {old} was written by an earlier version; delete it, or other programs will read it as a sample")
     return f"{counted(args.num_output, 'image')} of {netG.image_size} x {netG.image_size} in {outf}, and {grid}", grid
 
 
-def write_samples(netG, seeds, batch_size, outf, mark):
-    """Write the image of each seed of a range as outf/seed000042.png, with the mark of the weights.
+def write_samples(netG, seeds, batch_size, outf, weights_hash):
+    """Write the image of each seed of a range as outf/seed000042.png, with the hash of the weights in it.
 
     Returns the first images, uint8 (N, nc, image_size, image_size), N at most MAX_GRID_IMAGES.
     """
@@ -167,7 +167,7 @@ def write_samples(netG, seeds, batch_size, outf, mark):
             batch_seeds = seeds[start : start + batch_size]
             images = generate_images(netG, latents(batch_seeds, netG.nz))
             paths = [outf / f"seed{seed:06d}.png" for seed in batch_seeds]
-            list(pool.map(write_png, paths, images, [mark] * len(paths)))
+            list(pool.map(write_png, paths, images, [weights_hash] * len(paths)))
             first += images[: max(0, MAX_GRID_IMAGES - start)]
             bar.update(len(images))
     return torch.stack(first[:MAX_GRID_IMAGES])

@@ -50,16 +50,16 @@ class Generator(nn.Module):
     example. Raises UserError for an image_size not in IMAGE_SIZES.
     """
 
-    # What the shapes of weights do not tell.
+    # What weights do not tell; printed when those of another program are loaded.
     assumptions = "latent vectors from N(0, 1); batch norm with eps 1e-5, then ReLU; tanh at the end; "
     assumptions += "stride 1 and padding 0 in the first layer, then 2 and 1"
 
     def __init__(self, nz=100, ngf=64, nc=3, image_size=64):
         super().__init__()
         self.nz, self.ngf, self.nc, self.image_size = nz, ngf, nc, image_size
-        b, doublings = smallest_map_and_doublings(image_size)
+        side, doublings = smallest_map_and_doublings(image_size)
         channels = [ngf * m for m in reversed(channel_multipliers(doublings))]
-        layers = [nn.ConvTranspose2d(nz, channels[0], b, 1, 0, bias=False)]  # at 64: 100 x 1 x 1 -> 512 x 4 x 4
+        layers = [nn.ConvTranspose2d(nz, channels[0], side, 1, 0, bias=False)]  # at 64: 100 x 1 x 1 -> 512 x 4 x 4
         for c_in, c_out in zip(channels, channels[1:] + [nc], strict=True):
             layers += [nn.BatchNorm2d(c_in), nn.ReLU(inplace=True)]
             layers += [nn.ConvTranspose2d(c_in, c_out, 4, 2, 1, bias=False)]  # 256 x 8 x 8, ..., 3 x 64 x 64
@@ -88,14 +88,14 @@ class Discriminator(nn.Module):
     def __init__(self, ndf=64, nc=3, image_size=64):
         super().__init__()
         self.ndf, self.nc, self.image_size = ndf, nc, image_size
-        b, doublings = smallest_map_and_doublings(image_size)
+        side, doublings = smallest_map_and_doublings(image_size)
         channels = [ndf * m for m in channel_multipliers(doublings)]
         layers = [nn.Conv2d(nc, channels[0], 4, 2, 1, bias=False)]  # at 64: 3 x 64 x 64 -> 64 x 32 x 32
         layers += [nn.LeakyReLU(0.2, inplace=True)]
         for c_in, c_out in itertools.pairwise(channels):
             layers += [nn.Conv2d(c_in, c_out, 4, 2, 1, bias=False)]  # 128 x 16 x 16, 256 x 8 x 8, 512 x 4 x 4
             layers += [nn.BatchNorm2d(c_out), nn.LeakyReLU(0.2, inplace=True)]
-        layers += [nn.Conv2d(channels[-1], 1, b, 1, 0, bias=False)]  # 1 x 1 x 1
+        layers += [nn.Conv2d(channels[-1], 1, side, 1, 0, bias=False)]  # 1 x 1 x 1
         self.main = nn.Sequential(*layers, nn.Sigmoid())
         self.apply(weights_init)
 
@@ -118,8 +118,9 @@ def generate_images(netG, z):
     """Return the images of z, (N, nz), with batch norm in eval mode: uint8 (N, nc, image_size, image_size) on the CPU.
 
     An image depends only on the weights and on its own latent vector, as long as device and PyTorch version stay the
-    same. A convolution's last bits depend on the batch size and on the layout of its weights. So netG is converted to
-    one layout, and stays so; batches are padded to one size; and on CUDA, kernels are not chosen by timing.
+    same. A convolution's last bits depend on the batch size and on the memory format of its weights. So netG is
+    converted to one memory format, and stays so; batches are padded to one size; and on CUDA, kernels are not chosen
+    by timing.
     """
     device, was_training = next(netG.parameters()).device, netG.training
     block = max(1, 64 * 64 * 64 // max(64, netG.image_size) ** 2)  # 64 images at 64 x 64, fewer of larger ones
@@ -165,11 +166,12 @@ def load_generator(path, average=True):
     """Return a generator from a file, in eval mode on the CPU; nz, ngf, nc and image_size follow from its weights.
 
     path: a weights file of any DCGAN with layers of this program's shapes, under any names, alone or in a dictionary;
-    a checkpoint; or a run folder. average: take the generator to sample from. Where both are there, that is the
-    averaged one, not the plain one; in a run folder, netG_best.pth, or else the newest weights; in a checkpoint, the
-    weights with its contrast factor. Without `average`, take the plain generator as it is trained.
+    a checkpoint; or a run folder.
+    average: return the generator to sample from. That is the averaged one rather than the plain one; in a run folder,
+    netG_best.pth, or else the newest weights; in a checkpoint, the weights with its contrast factor applied. Without
+    `average`, return the plain generator as it is trained.
     Prints what it assumes about another program's network, such as its activations, since weights do not tell. Raises
-    UserError if there is none, or if its weights have other shapes or are not finite.
+    UserError if there is no generator, or if its weights have other shapes or are not finite.
     """
     return load_network(Generator, Discriminator, path, average)
 

@@ -129,10 +129,10 @@ class Trainer:
     def __init__(self, netG, netD, device, settings):
         self.device, self.settings, self.steps_taken = device, settings, 0
         self.rank, self.world_size = rank_and_world_size()
-        self.layout = fastest_memory_format(device)
+        self.memory_format = fastest_memory_format(device)
         if settings.sync_bn:
             use_sync_batch_norm(netG), use_sync_batch_norm(netD)
-        self.netG, self.netD = (net.to(device, memory_format=self.layout).train() for net in (netG, netD))
+        self.netG, self.netD = (net.to(device, memory_format=self.memory_format).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if settings.ema else None
         on_cpu = device.type == "cpu" and settings.precision == "fp32" and not settings.compile
         if on_cpu or device.type == "cuda":
@@ -163,7 +163,7 @@ class Trainer:
 
     def eager_step(self, batch):
         """Take one step without a CUDA graph, with a batch on the device; return what `step` does."""
-        real = batch.contiguous(memory_format=self.layout).float().div_(127.5).sub_(1)  # [0, 255] to [-1, 1]
+        real = batch.contiguous(memory_format=self.memory_format).float().div_(127.5).sub_(1)  # [0, 255] to [-1, 1]
         if self.settings.flip:
             mirrored = torch.rand(len(batch), 1, 1, 1, device=self.device, generator=self.rng) < 0.5
             real = torch.where(mirrored, real.flip(3), real)
@@ -177,10 +177,10 @@ class Trainer:
         return torch.stack(result)
 
     def prepare_sampling(self, batch_size):
-        """Compute, from about 1,024 new latent vectors, what sampling needs and training does not.
+        """Set the batch-norm statistics of the generators and the contrast factor, which only sampling needs.
 
-        That is the batch-norm statistics of the generators, in batches as in training, and the contrast factor.
-        Returns the contrast of the generator to sample from, before the factor; None without a target_contrast.
+        Both are computed from about 1,024 new latent vectors; the statistics are those of batches of `batch_size`.
+        Returns the contrast of the generator to sample from, without the factor; None without a target_contrast.
         """
         rng = torch.Generator().manual_seed(self.steps_taken)  # not self.rng, which must not change
         z = torch.randn(math.ceil(1024 / batch_size), batch_size, self.netG.nz, generator=rng).to(self.device)
@@ -230,15 +230,15 @@ class Trainer:
                 for name in ("exp_avg", "exp_avg_sq"):
                     if moments[name].shape != weight.shape:
                         raise ValueError("an optimizer's moments do not have the shape of its weights")
-                    # In the layout of the weights: the fused Adam pairs numbers by their place in memory.
+                    # In the memory format of the weights: the fused Adam pairs numbers by their position in memory.
                     moments[name] = torch.empty_like(weight).copy_(moments[name])
             for group in optimizer.param_groups:
-                group["capturable"] = False  # in a checkpoint of an earlier version it may be set
+                group["capturable"] = False  # it is set in some old checkpoints
         self.captured_step = self.new_captured_step()  # what was captured holds the optimizers' old tensors
         self.steps_taken = state["steps"]
         self.contrast_factor = 1.0
         if self.settings.target_contrast:
-            self.contrast_factor = state.get("contrast_factor", 1.0)  # earlier versions had none
+            self.contrast_factor = state.get("contrast_factor", 1.0)  # old checkpoints have none
         states = state["noise"]
         if len(states) == self.world_size and states[self.rank].shape == self.rng.get_state().shape:
             self.rng.set_state(states[self.rank])

@@ -38,7 +38,7 @@ def tune_device(device):
     """Set what makes networks fast on `device`, for the whole process.
 
     On a CPU, glibc returns every large buffer to the system when it is freed, and gets the next one page by page, at
-    each layer of each step; here it keeps them. On CUDA, cuDNN times its kernels and takes the fastest.
+    each layer of each step. Here glibc is told to keep them. On CUDA, cuDNN times its kernels and uses the fastest.
     """
     if device.type == "cuda":
         torch.backends.cudnn.benchmark = True

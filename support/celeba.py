@@ -1,4 +1,4 @@
-"""CelebA, in any of the layouts in which people have it."""
+"""CelebA, in any of its usual layouts: unpacked, as a zip archive, or to be downloaded."""
 
 import shutil
 import zipfile
@@ -42,14 +42,14 @@ def open_celeba(dataroot, image_size, classes):
 
 def find_celeba(root):
     """Return the folder of CelebA's images in or below `root`, unpacked if need be, or None."""
-    places = [root / "celeba", root]
-    folders = [p / inner for p in places for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba")]
+    roots = [root / "celeba", root]
+    folders = [r / inner for r in roots for inner in ("img_align_celeba/img_align_celeba", "img_align_celeba")]
     for folder in [*folders, root]:
         if folder.is_dir() and any(path.suffix.lower() == ".jpg" for path in folder.iterdir()):
             return folder
-    for place in places:
-        if (place / "img_align_celeba.zip").is_file():
-            return unpack(place / "img_align_celeba.zip", place / "img_align_celeba")
+    for folder in roots:
+        if (folder / "img_align_celeba.zip").is_file():
+            return unpack(folder / "img_align_celeba.zip", folder / "img_align_celeba")
     return None
 
 

@@ -5,14 +5,14 @@ from html import escape
 
 import numpy as np
 
-from support.plots import CURVES, MEASURED
+from support.plots import CURVES, MEASURED_CURVES
 
 POINTS = 250  # of a curve, at most
 WIDTH, HEIGHT = 2000, 1000  # of a chart, in units that the browser stretches to its size
 CHARTS = (  # title, top of the axis (None: of the values), whether to smooth, curves: column, colour, legend
     ("Losses: binary cross-entropy (nats)", None, True, [curve[1:] for curve in CURVES if curve[0] == 0]),
     ("Mean probability of being real", 1, True, [curve[1:] for curve in CURVES if curve[0] == 1]),
-    *((curve[2][0].upper() + curve[2][1:].replace("\n", " "), None, False, [curve]) for curve in MEASURED),
+    *((curve[2][0].upper() + curve[2][1:].replace("\n", " "), None, False, [curve]) for curve in MEASURED_CURVES),
 )
 
 
@@ -49,7 +49,7 @@ def draw_chart(title, top, smooth, curves, rows, steps_per_epoch):
 
 
 def points(rows, column, steps_per_epoch):
-    """Return arrays of the epochs and values of a column: those of all rows, or POINTS means of equally many rows."""
+    """Return arrays of the epochs and values of a column: of each row, or as POINTS means over equally many rows."""
     pairs = [(row["step"], row[column]) for row in rows if math.isfinite(row.get(column, math.nan))]
     values = np.array(pairs, dtype=float).reshape(-1, 2) / (steps_per_epoch, 1)
     if len(values) > POINTS:
@@ -59,7 +59,7 @@ def points(rows, column, steps_per_epoch):
 
 
 def polyline(classes, x, y):
-    """Return a curve through points, of which 0 and 1 are the ends of the axes; with few points, they are marked."""
+    """Return a curve through points x, y in [0, 1], the ends of the axes. Few points are also marked by dots."""
     pairs = [f"{round(WIDTH * a)},{round(HEIGHT * (1 - b))}" for a, b in zip(x.tolist(), y.tolist(), strict=True)]
     dots = "".join(f"M{pair}h0" for pair in pairs) if len(pairs) <= 30 else ""
     curve = f'<polyline class="{classes}" points="{" ".join(pairs)}"/>'

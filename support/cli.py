@@ -16,7 +16,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message}\n")
 
     def typed_options(self, argv):
-        """Return the names of the options that stand in the command line `argv`."""
+        """Return the names of the options that the command line `argv` names, not those that have defaults only."""
         unset = dict.fromkeys(vars(self.parse_args(argv)))  # no option has the value None when it is typed
         found = vars(self.parse_args(argv, argparse.Namespace(**unset)))
         return {name for name, value in found.items() if value is not None}
@@ -39,12 +39,12 @@ def number(kind, low, below=math.inf):
 def option_name(name):
     """Return an option as it is typed: image_size is --imageSize."""
     known = {"image_size": "imageSize", "batch_size": "batchSize", "manual_seed": "manualSeed"}
-    known["num_output"] = "num_output"
+    known |= {"num_output": "num_output"}
     return "--" + known.get(name, name.replace("_", "-"))
 
 
 def check_options_have_effect(typed, table):
-    """Raise UserError if an option that was `typed` has no effect; table: rows of (name, whether it has none, why)."""
+    """Raise UserError if one of the options `typed` has no effect; table: rows of (name, has no effect, why)."""
     for name, has_no_effect, why in table:
         if name in typed and has_no_effect:
             raise UserError(f"{option_name(name)} has no effect here: {why}")
@@ -70,10 +70,10 @@ class TolerantStream:
 
 
 def protect_output():
-    """Let no failed write to standard output or error end the program: a closed pipe, a lost terminal, a full disk.
+    """Keep a failed write to standard output or error from ending the program: a closed pipe, a lost terminal, ...
 
-    A stream that is missing is replaced by one that drops everything, and characters that the terminal cannot show are
-    written as escapes. Streams that are no files, as in a notebook, stay as they are.
+    A missing stream is replaced by one that drops everything. Characters that the terminal cannot show are written as
+    escapes. Streams that are no files, as in a notebook, stay as they are.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

@@ -1,4 +1,4 @@
-"""Several processes, started by torch's launcher. Without them, every function here is about one process alone."""
+"""Several processes, started by torch's launcher. In a single process, every function here also works."""
 
 import contextlib
 import datetime
@@ -21,13 +21,13 @@ LOST_PROCESS_MESSAGES = (
 )
 
 
-def init_distributed(hours=6):
+def init_distributed(timeout_hours=6):
     """Join the processes of a job that a launcher has started; return (rank, world size), (0, 1) without one.
 
-    hours: how long to wait for the others, one of which may be preparing images.
+    timeout_hours: how long to wait for the others, one of which may be preparing images.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
-        timeout = datetime.timedelta(hours=hours)
+        timeout = datetime.timedelta(hours=timeout_hours)
         store, rank, world_size = next(dist.rendezvous("env://", timeout=timeout))
         # A restarted job may find the addresses of the one before in the store.
         store = dist.PrefixStore(f"{os.environ.get('TORCHELASTIC_RESTART_COUNT')}-{world_size}", store)
@@ -131,8 +131,8 @@ def all_reduce_mean(values):
 def average_gradients(net):
     """Replace a network's gradients by their means over all processes, in one all-reduce.
 
-    The order of a sum over three or more processes depends on a number's place in the buffer. Here it never changes,
-    so that a resumed run adds in the same order.
+    The order in which three or more processes are summed depends on a number's position in the buffer. Here the
+    positions never change, so a resumed run adds in the same order.
     """
     if rank_and_world_size()[1] == 1:
         return

@@ -32,7 +32,7 @@ def plane(z, seed, across):
 
 
 def write_explorer(netG, generate, manual_seed, outf):
-    """Write explore.html: the images of PLANES planes, and a page that blends those next to the pointer.
+    """Write explore.html, a page with the images of PLANES planes, which blends those next to the pointer.
 
     generate: a function of (netG, z) that returns uint8 images. Returns the name of the file.
     """

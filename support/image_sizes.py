@@ -2,7 +2,7 @@
 
 from support.errors import UserError
 
-# The image sizes of a DCGAN: a first map of 4, 5, 6 or 7, doubled at least twice.
+# G's smallest feature map has a side of 4, 5, 6 or 7, and is doubled at least twice; D's layers are the reverse.
 IMAGE_SIZES = tuple(sorted(b << k for b in range(4, 8) for k in range(2, 9) if b << k <= 1024))
 
 
@@ -17,12 +17,18 @@ def check_image_size(image_size):
 
 
 def smallest_map_and_doublings(image_size):
-    """Return (b, k), 4 <= b <= 7 and k >= 2, with b * 2**k == image_size: 64 -> (4, 4), 28 -> (7, 2)."""
+    """Return (side, doublings), 4 <= side <= 7 and doublings >= 2, with side * 2**doublings == image_size.
+
+    The side is that of the smallest feature map: 64 -> (4, 4), 28 -> (7, 2). Raises UserError if there is none.
+    """
     check_image_size(image_size)
     doublings = image_size.bit_length() - 3  # 4..7 are the numbers of three bits
     return image_size >> doublings, doublings
 
 
 def channel_multipliers(doublings):
-    """Return the hidden maps' channels as multiples of ngf (ndf), from the image inwards: 1, 2, 4, 8, 16, 16, ..."""
+    """Return the channels of the hidden feature maps as multiples of ngf (ndf): 1, 2, 4, 8, 16, 16, ...
+
+    The first is that of the largest map, next to the image.
+    """
     return [min(2**i, 16) for i in range(doublings)]

@@ -8,18 +8,18 @@ import os
 from support.files import write_atomically
 
 MEASURED = ("fid", "contrast")  # at saves, where asked for
-OPTIONAL = (*MEASURED, "loss_D_real", "loss_D_fake")  # the last two are missing in logs of earlier versions
+OPTIONAL = (*MEASURED, "loss_D_real", "loss_D_fake")  # old logs lack the last two
 
 
 class Log:
-    """The rows of a run's log.csv, dictionaries of its columns, and the file, whose last row alone ever changes.
+    """The rows of a run's log.csv as dictionaries of its columns, and the file. Only its last row ever changes.
 
-    means: the columns that a step reports.
+    step_columns: the columns of what a step reports.
     """
 
-    def __init__(self, path, means):
-        self.path, self.rows, self.file, self.last_row_at = path, [], None, 0
-        self.columns = ("epoch", "step", "images", *means, "images_per_s", *MEASURED)
+    def __init__(self, path, step_columns):
+        self.path, self.rows, self.file, self.last_row_offset = path, [], None, 0
+        self.columns = ("epoch", "step", "images", *step_columns, "images_per_s", *MEASURED)
 
     def open(self, steps=None):
         """Start an empty file; or, for a run that resumes after `steps` steps, keep the rows up to there."""
@@ -29,7 +29,7 @@ class Log:
             self.rows = [row for row in rows if row and row["step"] <= steps]
         lines = [f"{line}\n".encode() for line in (",".join(self.columns), *map(self.as_line, self.rows))]
         write_atomically(self.path, lambda file: file.writelines(lines))
-        self.last_row_at = sum(map(len, lines[:-1]))
+        self.last_row_offset = sum(map(len, lines[:-1]))
         self.file = open(self.path, "r+b", buffering=0)  # noqa: SIM115 - as long as the run
         self.file.seek(0, os.SEEK_END)
 
@@ -44,17 +44,17 @@ class Log:
     def add_row(self, row):
         """Append a row: all columns but those of MEASURED. Raises OSError."""
         self.rows.append(row)
-        self.last_row_at = self.file.tell()
+        self.last_row_offset = self.file.tell()
         self.write_last_row()
 
     def write_last_row(self):
-        """Write the last row, with all that was measured, from its place in the file on. Raises OSError."""
+        """Write the last row, with all that was measured, over what the file has of it. Raises OSError."""
         line = f"{self.as_line(self.rows[-1])}\n".encode()
         try:
-            self.file.seek(self.last_row_at)
+            self.file.seek(self.last_row_offset)
             if self.file.write(line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            self.file.truncate()  # of the row as it was before
+            self.file.truncate()  # the row may have been longer before
         except OSError as error:
             raise OSError(
                 f"{self.path} could not be written ({error.strerror}); files saved before are intact"

@@ -12,29 +12,29 @@ WRAPPER = re.compile(r"(?<![^.])(module|_orig_mod)\.")  # what DataParallel and 
 
 
 class Mismatch(Exception):
-    """Why a state dict does not fit a network; `layers`: how many of its convolutions fit."""
+    """A state dict does not fit a network, for the reason given; `layers`: how many of its convolutions do fit."""
 
     def __init__(self, reason, layers=0):
         super().__init__(reason)
         self.layers = layers
 
 
-def best_match(kind, other, states, average):
-    """Return what `match_weights` does for one of `states`, as `state_dicts` yields them, that is of the class `kind`.
+def best_match(network_class, other_class, states, average):
+    """Return what `match_weights` returns for the first of `states`, as `state_dicts` yields them, that matches.
 
-    average: prefer one that is an average; otherwise, one that is not. Raises Mismatch with the reason of the state
-    dict that comes nearest, not counting those of the class `other`.
+    average: try those that are an average first; otherwise, those that are not. If none matches, raises the Mismatch of
+    the state dict that comes nearest, not counting those that match `other_class`.
     """
     mismatches = []
     for _, state in sorted(states, key=lambda entry: entry[0] != average):
         try:
-            return match_weights(kind, state)
+            return match_weights(network_class, state)
         except Mismatch as mismatch:
-            if not has_shapes_of(other, state):
+            if not has_shapes_of(other_class, state):
                 mismatches.append(mismatch)
     if mismatches:
         raise max(mismatches, key=lambda mismatch: mismatch.layers)
-    raise Mismatch(f"it holds a {other.__name__.lower()}" if states else "it holds no weights of convolutions")
+    raise Mismatch(f"it holds a {other_class.__name__.lower()}" if states else "it holds no weights of convolutions")
 
 
 def state_dicts(tree):
@@ -73,13 +73,13 @@ def layers_of(state):
     return convolutions, norms
 
 
-def match_weights(kind, state):
-    """Return (network of the class `kind` with the weights of `state`, whether it has other names than this program's).
+def match_weights(network_class, state):
+    """Return (a `network_class` with the weights of `state`, whether their names differ from this program's).
 
     Layers are matched by the order and the shapes of their weights, never by their names. Raises Mismatch.
     """
     state = {name: t for name, t in state.items() if name != "n_averaged"}  # of torch.optim.swa_utils
-    net = network_of_shapes(kind, state)
+    net = network_of_shapes(network_class, state)
     expected = net.state_dict()
     (our_convolutions, our_norms), (convolutions, norms) = layers_of(expected), layers_of(state)
     if len(norms) != len(our_norms):
@@ -105,10 +105,10 @@ def match_weights(kind, state):
     return net, bool(biases) or any(their != prefix + ours for ours, their in plain.items())
 
 
-def network_of_shapes(kind, state):
-    """Return a network of the class `kind`, without storage, if its convolutions have the shapes of those in `state`.
+def network_of_shapes(network_class, state):
+    """Return a `network_class` on the meta device whose convolutions have the shapes of those in `state`.
 
-    Raises Mismatch, at the first tensor that no such network has.
+    Raises Mismatch at the first tensor that no such network has.
     """
     for name, t in state.items():
         if name.endswith(("weight_orig", "weight_g")) or "parametrizations." in name:
@@ -121,12 +121,12 @@ def network_of_shapes(kind, state):
     if not 3 <= len(convolutions) <= 9:
         raise Mismatch(f"it has {counted(len(convolutions), 'convolution')}, a DCGAN 3 to 9")
     doublings = len(convolutions) - 1
-    sizes = kind.arguments_from_shapes(state[convolutions[0]].shape, state[convolutions[-1]].shape, doublings)
-    b = min(max(sizes["image_size"] >> doublings, 4), 7)  # any other first map: tensor_of_shape reports its kernel
-    sizes["image_size"] = b << doublings
+    sizes = network_class.arguments_from_shapes(state[convolutions[0]].shape, state[convolutions[-1]].shape, doublings)
+    side = min(max(sizes["image_size"] >> doublings, 4), 7)  # any other: tensor_of_shape reports the kernel
+    sizes["image_size"] = side << doublings
     try:
         with torch.device("meta"):
-            net = kind(**sizes)
+            net = network_class(**sizes)
     except UserError:
         size = sizes["image_size"]
         raise Mismatch(f"it has {len(convolutions)} convolutions, for images of {size} x {size}") from None
@@ -136,10 +136,10 @@ def network_of_shapes(kind, state):
     return net
 
 
-def has_shapes_of(kind, state):
-    """Return whether `state` has the convolutions of a network of the class `kind`."""
+def has_shapes_of(network_class, state):
+    """Return whether `state` has the convolutions of a `network_class`."""
     try:
-        network_of_shapes(kind, state)
+        network_of_shapes(network_class, state)
     except Mismatch:
         return False
     return True

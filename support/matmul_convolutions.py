@@ -21,8 +21,8 @@ def use_matmul_convolutions(net, device):
     second replacement would cost 5% (two AMD cores). In D, the second product keeps four times its input for the
     gradients.
     """
-    places = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-    dense, strided = places[:2] if net.main[places[0]].transposed else places[:-3:-1]
+    indices = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
+    dense, strided = indices[:2] if net.main[indices[0]].transposed else indices[:-3:-1]
     points, weights = net.main[dense].weight[0, 0].numel(), net.main[strided].weight[..., 0, 0].numel()
     # 512 x 256 on 5 x 5 gains; on 6 x 6 it does not.
     both = device.type == "cpu" and weights > 5_000 * points and is_intel()

@@ -14,12 +14,12 @@ from support.fid import check_installed
 from support.image_sizes import check_image_size
 from support.run_folder import RunFolder
 
-# Options that a resumed run cannot change, and those that it keeps unless they are given again.
+# Options that a resumed run takes from its checkpoint. FIXED_OPTIONS cannot change; the others can be given again.
 FIXED_OPTIONS = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
 FIXED_OPTIONS += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
 SAVED_OPTIONS = (*FIXED_OPTIONS, "contrast", "precision", "compile", "dataroot", "cache", "workers")
 SAVED_OPTIONS += ("niter", "save_every", "keep", "log_every", "fid")
-EARLIER = {"augment": "none", "crop": 0}  # values in runs of earlier versions, which did not have these options
+OLD_VALUES = {"augment": "none", "crop": 0}  # for checkpoints saved before these options existed
 GREY = ("fashion-mnist", "kmnist", "mnist")  # data sets of grey images
 
 
@@ -97,7 +97,7 @@ def add_training_options(parser):
 
 
 def parse_options(parser, argv, world_size):
-    """Return (options, the checkpoint to resume from or None). Exits with 2 if they cannot work.
+    """Return (options, the checkpoint to resume from or None). Exits with 2 if the options cannot work.
 
     world_size: the number of processes that have joined; 1 if --ngpu is still to start them.
     """
@@ -109,7 +109,7 @@ def parse_options(parser, argv, world_size):
         if checkpoint:
             if args.dry_run and not folder.is_dry_run():
                 raise UserError(f"--dry-run would add a step to the run in {args.outf}; choose another --outf")
-            saved = EARLIER | checkpoint["options"]
+            saved = OLD_VALUES | checkpoint["options"]
             parser.set_defaults(**{name: saved[name] for name in SAVED_OPTIONS if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)
@@ -139,7 +139,7 @@ def parse_options(parser, argv, world_size):
 def options_without_effect(args, world_size):
     """Return a table for check_options_have_effect of the options that can have no effect on a new run.
 
-    Accepts what command lines of the public example have: --dataset fake --dataroot x, --classes bedroom.
+    It accepts command lines of the public example: --dataset fake --dataroot x, --classes bedroom.
     """
     local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     return (  # option, where it has no effect, why and what may have been meant

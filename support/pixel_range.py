@@ -34,12 +34,12 @@ class PixelRange(NamedTuple):
 def to_8_bits(image, pixel_range, as_bytes=False):
     """Return a PIL image of any mode with 8 bits a channel, and with alpha where it is transparent.
 
-    as_bytes: whether load_as_bytes(image) was true.
+    as_bytes: what load_as_bytes(image) returned.
     """
-    deep = high_bit_depth_values(image, as_bytes)
-    if deep is None or (image.mode == "F" and pixel_range.low is None):
+    found = high_bit_depth_values(image, as_bytes)
+    if found is None or (image.mode == "F" and pixel_range.low is None):
         return image
-    values, opacity = deep
+    values, opacity = found
     pixels = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), ROWS):
         pixels[top : top + ROWS] = scale(values[top : top + ROWS], pixel_range)
@@ -81,10 +81,10 @@ def load_as_bytes(image):
 
 def sample_of(image):
     """Return some values of an image of more than 8 bits that is not decoded yet, or none, as a flat array."""
-    deep = high_bit_depth_values(image, load_as_bytes(image))
-    if deep is None:
+    found = high_bit_depth_values(image, load_as_bytes(image))
+    if found is None:
         return np.empty(0, np.uint8)
-    values, opacity = (None if part is None else part.ravel() for part in deep)
+    values, opacity = (None if part is None else part.ravel() for part in found)
     few = len(values) <= VALUES
     chosen = slice(None) if few else np.random.default_rng(0).integers(len(values), size=VALUES)
     visible = np.isfinite(values[chosen]) & (True if opacity is None else opacity[chosen] > 0)

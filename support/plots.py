@@ -1,4 +1,4 @@
-"""What shows a run: grids of images, the curves of the log, and the grids as an animation."""
+"""Image files that show a run: grids of images, plots of the log, and an animation of the grids."""
 
 import re
 
@@ -20,7 +20,7 @@ CURVES = (  # subplot, column of the log, colour, legend
     (1, "D_G_z1", "tab:red", "D(G(z)) before D's update"),
     (1, "D_G_z2", "tab:purple", "D(G(z)) after D's update"),
 )
-MEASURED = (  # at saves: column of the log, colour, label
+MEASURED_CURVES = (  # of what is measured at saves: column of the log, colour, label
     ("fid", "tab:brown", "Fréchet distance"),
     ("contrast", "tab:gray", "contrast of G as trained\n/ of training images"),
 )
@@ -31,11 +31,11 @@ def to_pil(image):
     return Image.fromarray(image.permute(1, 2, 0).squeeze(2).cpu().numpy())
 
 
-def write_png(path, image, mark=None):
-    """Write an image, uint8 (nc, s, s), as a PNG file; mark: that of its weights, kept in it as a text."""
+def write_png(path, image, weights_hash=None):
+    """Write an image, uint8 (nc, s, s), as a PNG file; weights_hash: see samples.py, stored in the file as a text."""
     info = PngInfo()
-    if mark:
-        info.add_text("weights", mark)
+    if weights_hash:
+        info.add_text("weights", weights_hash)
     # Compression level 4 makes files as small as the usual 6, in two thirds of the time.
     options = {"compress_level": 4, "pnginfo": info}
     write_atomically(path, lambda file: to_pil(image).save(file, "png", **options), sync=False)
@@ -53,9 +53,9 @@ def make_grid(images, columns, gap=0):
     return F.pad(lines.reshape(nc, rows * height, columns * width), (0, gap, 0, gap))
 
 
-def save_grid(path, images, columns=None, mark=None):
+def save_grid(path, images, columns=None, weights_hash=None):
     """Write images, uint8 (N, nc, s, s), as one PNG file; columns: images in a row (default: as many as rows)."""
-    write_png(path, make_grid(images, columns or max(1, int(len(images) ** 0.5)), GAP), mark)
+    write_png(path, make_grid(images, columns or max(1, int(len(images) ** 0.5)), GAP), weights_hash)
 
 
 def images_per_grid(image_size):
@@ -64,15 +64,12 @@ def images_per_grid(image_size):
 
 
 def plot_losses(path, rows, steps_per_epoch):
-    """Draw the losses, D(x), D(G(z)) and what was measured at saves, over the epochs, as a PNG file.
-
-    rows: those of a log.
-    """
+    """Plot the losses, D(x), D(G(z)) and what was measured at saves, from a log's `rows`, as a PNG file."""
     # Not pyplot: it would load the backend that the environment names, which may be missing.
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    measured = [entry for entry in MEASURED if any(entry[0] in row for row in rows)]
+    measured = [entry for entry in MEASURED_CURVES if any(entry[0] in row for row in rows)]
     figure = Figure(figsize=(12, 7 + 2.5 * len(measured)), layout="constrained")
     axes = figure.subplots(2 + len(measured), sharex=True)
     for axis, (column, colour, label) in zip(axes[2:], measured, strict=True):
@@ -94,7 +91,7 @@ def plot_losses(path, rows, steps_per_epoch):
 
 def draw_curve(axis, rows, column, steps_per_epoch, **style):
     """Draw a column of the log, pale, and its mean over a fiftieth of the rows, strong."""
-    if not rows:  # a log of an earlier version has fewer columns
+    if not rows:  # old logs have fewer columns
         return
     epochs, values = (np.array([row[name] for row in rows]) for name in ("step", column))
     window = max(1, len(rows) // 50)
@@ -104,9 +101,9 @@ def draw_curve(axis, rows, column, steps_per_epoch, **style):
 
 
 def animate(path, image_size):
-    """Write a GIF of the grids of samples beside it, at most MAX_FRAMES, the last held for two seconds.
+    """Write a GIF of the grids of samples in the same folder: at most MAX_FRAMES, the last for two seconds.
 
-    Of large images it shows those at the top left, at least 2 x 2: about 270 pixels a side, 50 kB a frame.
+    It shows only the top left of grids of large images, at least 2 x 2: about 270 pixels a side, 50 kB a frame.
     """
     paths = sorted(path.parent.glob("fake_samples_epoch_*.png"), key=lambda grid: int(re.findall(r"\d+", grid.name)[0]))
     if not paths:

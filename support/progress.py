@@ -11,7 +11,7 @@ from support.cli import option_name
 from support.distributed import all_gather_object
 from support.errors import counted
 
-ENOUGH_STEPS = 2000  # of a run; images are seldom good before
+ENOUGH_STEPS = 2000  # after fewer, images are seldom good
 MUCH_GIGABYTES = 5  # of weights
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
@@ -21,7 +21,7 @@ HINT = (
 
 
 def describe(run, resumed):
-    """Print the options of a dcgan.Run as resolved, its sizes, and notes on what may surprise."""
+    """Print the options of a dcgan.Run, its sizes, and notes on what the user may not expect."""
     args, trainer, device = run.args, run.trainer, run.trainer.device
     for name, value in vars(args).items():
         print(f"  {option_name(name):13} {value}")
@@ -56,7 +56,7 @@ def describe(run, resumed):
 
 
 def describe_length(run):
-    """Print how many steps a dcgan.Run takes in all and how many GB its weights fill, with advice if that is odd."""
+    """Print how many steps a dcgan.Run takes in all and how many GB its weights fill, with advice if it is unusual."""
     args, steps = run.args, run.args.niter * run.steps_per_epoch
     saves = math.ceil(args.niter / args.save_every)
     kept = min(saves, args.keep or saves)
@@ -104,13 +104,13 @@ def D_wins(rows):
 
 
 def describe_end(run, ended):
-    """Print where the page of a dcgan.Run is and, if a signal stopped it, where it resumes. ended: as in the page."""
+    """Print where the page of a dcgan.Run is and, if a signal stopped it, where it resumes. ended: see write_report."""
     page = run.folder.path / "report.html"
     if page.exists():  # it may have failed
         print(f"report: {page}")
     if ended.startswith("SIG"):
-        place = f"epoch {run.epoch + 1}, step {run.epoch_step + 1}"
-        print(f"{ended}: saved in {run.args.outf}; --resume continues at {place}", file=sys.stderr)
+        position = f"epoch {run.epoch + 1}, step {run.epoch_step + 1}"
+        print(f"{ended}: saved in {run.args.outf}; --resume continues at {position}", file=sys.stderr)
 
 
 def warn_skipped(run):

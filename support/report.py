@@ -28,8 +28,8 @@ FILES = ("log.csv", "losses.png", "progress.gif", "args.json", "skipped.txt")
 def write_report(path, rows, epoch, step, steps_per_epoch, ended=None):
     """Write the page of the run in whose folder `path` lies, with the log's `rows`.
 
-    epoch, step: the finished epochs, and the steps taken since. ended: None while the run lasts; "finished", "dry run",
-    "an error", or the name of the signal that stopped it.
+    epoch, step: the finished epochs, and the steps taken since. ended: None while the run trains; afterwards
+    "finished", "dry run", "an error", or the name of the signal that stopped it.
     """
     folder = path.parent
     settings = json.loads((folder / "args.json").read_text(encoding="utf-8"))
@@ -69,7 +69,7 @@ def write_report(path, rows, epoch, step, steps_per_epoch, ended=None):
 
 
 def state(ended):
-    """Return in words whether the run lasts, as HTML."""
+    """Return the state of the run in words, as HTML."""
     if ended is None:
         return '<strong class="running">Running</strong>'
     if ended in ("finished", "dry run"):
@@ -78,7 +78,7 @@ def state(ended):
 
 
 def facts(rows, epoch, step, steps_per_epoch, settings, ended):
-    """Return texts on how far the run is, how long it still takes, its speed and its Frechet distances."""
+    """Return texts on the run's progress, remaining time, speed and Frechet distances."""
     part = f" and {step:,} of {counted(steps_per_epoch, 'step')}" if step else ""
     found = [f"{epoch:,} of {counted(settings['niter'], 'epoch')}{part}"]
     left = seconds_for((settings["niter"] - epoch) * steps_per_epoch - step, rows)
@@ -131,9 +131,9 @@ def saved_grids(folder):
 
 
 def usual_interval(folder, grids, expected):
-    """Return the usual seconds between two saves: those of the newest grids, or those `expected` if that is more.
+    """Return the usual seconds between two saves, as the newest grids' times tell, or `expected` if that is more.
 
-    Returns None if neither is known. Between the files lies also the time that Frechet distances take.
+    Returns None if neither is known. The grids' times include the time that Frechet distances take.
     """
     times = [(folder / grid_name(epoch)).stat().st_mtime for epoch in grids[-RECENT:]]
     between = [after - before for before, after in zip(times, times[1:], strict=False)]
@@ -141,7 +141,7 @@ def usual_interval(folder, grids, expected):
 
 
 def real_images(path, scale):
-    """Return the grid of training images as HTML, or "" if there is none: it may have fewer images than the others."""
+    """Return the grid of training images as HTML, or "" if there is none. Its size may differ from that of samples."""
     if not path.exists():
         return ""
     with Image.open(path, formats=["PNG"]) as grid:

@@ -17,7 +17,7 @@ from support.plots import plot_losses, save_grid
 from support.report import write_report
 from support.weights import read_file
 
-PLOT_SECONDS = 30  # at least, from one plot to the next
+PLOT_SECONDS = 30  # between two plots, at least: each holds the interpreter, and so training, for half a second
 
 
 class RunFolder:
@@ -27,9 +27,9 @@ class RunFolder:
     """
 
     def __init__(self, path, keep=0):
-        """keep: the number of newest checkpoints whose weights stay (0: all)."""
+        """keep: how many of the newest checkpoints keep their weights files (0: all)."""
         self.path, self.keep, self.lock = Path(path), keep, None
-        self.saved_epochs = []  # whose weights this run has written, and not removed
+        self.saved_epochs = []  # those whose weights files this run has written and not removed
         self.newest, self.previous = self.path / "checkpoint.pth", self.path / "checkpoint.prev.pth"
         self.skipped = self.path / "skipped.txt"
         self.newest_is_intact = True
@@ -69,11 +69,11 @@ class RunFolder:
         elif (self.load_checkpoint(warn=False) or {}).get("steps") != resumed["steps"]:
             raise UserError(f"--outf {self.path}: another run has continued this one meanwhile; start again")
         else:
-            saved = resumed.get("saved_epochs", ())  # earlier versions did not list them
+            saved = resumed.get("saved_epochs", ())  # old checkpoints do not list them
             self.saved_epochs = [epoch for epoch in saved if isinstance(epoch, int)]
         for partial in self.path.glob(".*.part"):
             partial.unlink()
-        if not resumed and self.is_dry_run():  # otherwise these are not ours
+        if not resumed and self.is_dry_run():
             old_files = [*self.path.glob("net*_epoch_*.pth"), *self.path.glob("fake_samples_epoch_*.png")]
             old_files += [self.path / name for name in ("netG_best.pth", "report.html")]
             for old in [self.newest, self.previous, self.skipped, *old_files]:
@@ -104,8 +104,7 @@ class RunFolder:
         """Write the checkpoint `state`, plot and page of the log's `rows`; with `weights`, also weights and grid.
 
         weights: {name: state dict} of the networks, or None. samples: uint8 images (N, nc, s, s), or None. last: plot
-        even if that was done less than PLOT_SECONDS ago. (A plot takes half a second of Python, in which training often
-        waits for the interpreter.)
+        even if that was done less than PLOT_SECONDS ago.
         """
         if weights:
             epoch = state["epoch"] - (state["step"] == 0)
@@ -119,16 +118,16 @@ class RunFolder:
         self.draw(rows, state["epoch"], state["step"], steps_per_epoch, plot)
 
     def draw(self, rows, epoch, step, steps_per_epoch, plot=True):
-        """Write the page of a run that lasts, after `epoch` epochs and `step` steps; if `plot`, plot the log's rows."""
+        """Write report.html of a run that goes on after `epoch` epochs and `step` steps; if `plot`, also losses.png."""
         if plot:
             self.draw_or_warn(plot_losses, "losses.png", rows, steps_per_epoch)
             self.plotted = time.monotonic()
         self.draw_or_warn(write_report, "report.html", rows, epoch, step, steps_per_epoch)
 
     def remove_old_weights(self):
-        """Remove the networks' weights of all but the newest `keep` saves of this run.
+        """Remove the weights files of all but the newest `keep` saves of this run.
 
-        If a run is killed before this, too many files remain, but the checkpoint names them: a later save removes them.
+        If the run is killed before this, too many remain; the checkpoint lists them, and a later save removes them.
         """
         for epoch in self.saved_epochs[: -self.keep] if self.keep else ():
             with contextlib.suppress(OSError):  # on Windows, another program may have it open
@@ -158,7 +157,7 @@ class RunFolder:
         """Call draw(path of the file `name`, *arguments); warn, once, if that fails: a plot must not end a run."""
         try:
             draw(self.path / name, *arguments)
-        except Exception as error:  # a backend, a font or a disk: training goes on without the plot
+        except Exception as error:  # of a backend, a font or the disk
             if draw not in self.failed_drawings:
                 self.failed_drawings.add(draw)
                 tqdm.write(f"warning: {name} is not drawn ({error_text(error)}); training continues", sys.stderr)

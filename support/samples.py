@@ -1,4 +1,4 @@
-"""The folder of generate.py's images: those of one generator alone, each marked with its weights."""
+"""The folder of generate.py's images: those of one generator alone. Each file holds a hash of its weights."""
 
 import hashlib
 import os
@@ -8,7 +8,7 @@ from support.errors import UserError
 
 
 def hash_of_weights(netG):
-    """Return the mark of a generator's weights: the first 16 hexadecimal digits of their SHA-256."""
+    """Return the first 16 hexadecimal digits of the SHA-256 of a generator's weights."""
     digest = hashlib.sha256()
     for name, tensor in sorted(netG.state_dict().items()):
         if tensor.is_floating_point():
@@ -17,17 +17,17 @@ def hash_of_weights(netG):
 
 
 def read_weights_hash(path):
-    """Return the mark with which plots.write_png wrote a file, or "": it is the first text of the PNG."""
+    """Return the hash that plots.write_png wrote into a PNG file, as its first text; "" if there is none."""
     with open(path, "rb") as file:
         match = re.search(rb"tEXtweights\0([0-9a-f]{16})", file.read(128))
     return match[1].decode() if match else ""
 
 
-def check_same_weights(outf, mark, seeds):
-    """Raise UserError if the folder `outf` would then hold samples of other weights beside those of `seeds`."""
+def check_same_weights(outf, weights_hash, seeds):
+    """Raise UserError if the folder `outf` holds samples of other weights that new ones of `seeds` do not replace."""
     for path in outf.iterdir() if os.path.isdir(outf) else ():  # a Path could raise instead
         number = re.fullmatch(r"seed(\d{6,})\.png", path.name)
-        if number and int(number[1]) not in seeds and read_weights_hash(path) != mark:
+        if number and int(number[1]) not in seeds and read_weights_hash(path) != weights_hash:
             raise UserError(
                 f"--outf {outf} holds samples of other weights, such as {path.name}; choose another --outf, or delete"
                 " them first"
@@ -37,8 +37,8 @@ def check_same_weights(outf, mark, seeds):
 def grid_path(outf):
     """Return where to write the grid of the samples in `outf`: beside the folder, since it is no sample.
 
-    A folder without a name or without a place beside it holds the grid itself. Raises UserError if another file is
-    there.
+    If the folder has no name, or nothing can be written beside it, the grid goes into it. Raises UserError if another
+    file is there.
     """
     parent = outf.parent
     if outf.name in ("", "..") or os.path.ismount(outf) or (os.path.exists(parent) and not os.access(parent, os.W_OK)):

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 POINTS = 1_000  # states of the decompressor in memory at most, of about 60 KB each
 INPUT, BLOCK = 2**14, 2**18  # bytes that are read, and decompressed, at a time at most
 MAX_EXPANSION = 200  # times the size of an archive; JPEG and PNG files hardly shrink when they are compressed again
-MAY_EXPAND = 2**30  # bytes to which any archive may expand
+ALWAYS_ALLOWED = 2**30  # bytes to which any archive may expand
 
 
 class Point(NamedTuple):
-    """A place in a gzip file from which decompression can start."""
+    """A position in a gzip file from which decompression can start."""
 
     position: int  # in the decompressed bytes
     offset: int  # in the file
@@ -21,8 +21,8 @@ class Point(NamedTuple):
 class SeekableGzip:
     """The decompressed bytes of the gzip file `path`; read, seek and tell are as in other binary files.
 
-    Reading forward adds to `points`, a list of Point that another stream of the same file may have begun. A seek starts
-    at the last point before its target. Raises EOFError, zlib.error or ValueError where the file is damaged.
+    Reading forward adds to `points`, a list of Point that several streams of the same file may share. A seek starts at
+    the last point before its target. Raises EOFError, zlib.error or ValueError where the file is damaged.
     """
 
     def __init__(self, path, points=None):
@@ -82,5 +82,5 @@ class SeekableGzip:
 
 def check_expansion(size, compressed):
     """Raise ValueError if `compressed` bytes of an archive expand to more than images do."""
-    if size > max(MAY_EXPAND, MAX_EXPANSION * compressed):
+    if size > max(ALWAYS_ALLOWED, MAX_EXPANSION * compressed):
         raise ValueError(f"it expands to more than {MAX_EXPANSION} times its size, which archives of images do not")

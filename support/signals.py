@@ -1,4 +1,4 @@
-"""Signals that end a program before it has begun, and those that stop a run after its step."""
+"""Signals: those that come while the program still starts, and those that stop a run after its current step."""
 
 import signal
 

@@ -16,29 +16,29 @@ from support.matching import Mismatch, best_match, state_dicts
 # Names under which settings that are saved beside weights hold the sizes of a network.
 SETTINGS = {"nz": ("nz", "z_dim", "latent_dim"), "image_size": ("image_size", "imageSize", "imsize", "img_size")}
 
-PROGRAMS = {  # a file in the archive, and what that is the archive of
+OTHER_ARCHIVES = {  # a file that only archives of another kind hold: what they are, and what to save instead
     "constants.pkl": "a TorchScript program; torch.save the state_dict() of what torch.jit.load returns",
     "archive_format": "an exported program; torch.save the state_dict of what torch.export.load returns",
 }
 
 
-def load_network(kind, other, path, average):
-    """Return a network of the class `kind` with the weights of a file, a checkpoint or a run folder.
+def load_network(network_class, other_class, path, average):
+    """Return a `network_class` (Generator or Discriminator) with the weights of a file, checkpoint or run folder.
 
-    other: the other network's class, to recognise a mix-up. average: prefer the averaged weights to the plain ones, and
-    give those of a checkpoint its contrast factor.
+    other_class: the class of the other network, to recognise a mix-up. average: prefer the averaged weights to the
+    plain ones, and apply the contrast factor of a checkpoint.
     Prints what it has to assume about the network of another program. Raises UserError.
     """
-    path, name = Path(path), kind.__name__.lower()
+    path, name = Path(path), network_class.__name__.lower()
     if path.is_dir():
-        path = newest_weights(path, f"net{kind.__name__[0]}", average)
+        path = newest_weights(path, f"net{network_class.__name__[0]}", average)
     tree, size = read_file(path), path.stat().st_size
     states = list(state_dicts(tree))
     for _, state in states:
         if sum(t.numel() * t.element_size() for t in state.values()) > size:  # views can be of any size
             raise UserError(f"{path} claims to hold larger weights than fit into its {size:,} bytes")
     try:
-        net, foreign = best_match(kind, other, states, average)
+        net, foreign = best_match(network_class, other_class, states, average)
     except Mismatch as mismatch:
         raise UserError(f"{path} is not the {name} of a DCGAN: {mismatch}") from None
     if foreign:
@@ -50,7 +50,8 @@ def load_network(kind, other, path, average):
     if bad:
         raise UserError(f"{path}: {bad[0]} has values that are not finite, since its run diverged; use an earlier file")
     if foreign:
-        print(f"note: {path}: its layers are not named as in the public PyTorch example; assumed: {kind.assumptions}")
+        assumed = network_class.assumptions
+        print(f"note: {path}: its layers are not named as in the public PyTorch example; assumed: {assumed}")
     return net
 
 
@@ -78,9 +79,10 @@ def check_same_sizes(wanted, loaded, option, path):
 
 
 def newest_weights(folder, role, average):
-    """Return the file of a run folder with the newest weights of "netG" or "netD": one per epoch, or the checkpoint.
+    """Return the file of a run folder with the newest weights of `role`, "netG" or "netD".
 
-    With `average`, netG_best.pth comes first if it is there: that of the epoch with the lowest Frechet distance.
+    That is a weights file of an epoch, or a checkpoint if it is newer. With `average`, it is netG_best.pth if that
+    exists: the weights with the lowest Frechet distance.
     """
     if average and role == "netG" and (folder / "netG_best.pth").is_file():
         return folder / "netG_best.pth"
@@ -132,7 +134,7 @@ def check_archive(path):
             raise UserError(f"{path} cannot be read as weights: it is a safetensors file; {how}")
         return
     with zipfile.ZipFile(path) as archive:
-        for part, what in PROGRAMS.items():
+        for part, what in OTHER_ARCHIVES.items():
             if any(name.partition("/")[2] == part for name in archive.namelist()):
                 raise UserError(f"{path} cannot be read as weights: it is {what} instead")
         if any(part.compress_type != zipfile.ZIP_STORED for part in archive.infolist()):  # could expand to any size

@@ -73,9 +73,8 @@ def test_images_that_changed_are_prepared_anew(tmp_path, monkeypatch, capsys):
     assert contents(load_images("folder", root, 20)) == expected_contents(paths, 20)
     assert contents(load_images("folder", root, 16, settings=ReadSettings(nc=1))) == expected_contents(paths, 16, 1)
     capsys.readouterr()
-    monkeypatch.setattr(
-        data, "PREPARATION_VERSION", data.PREPARATION_VERSION + 1
-    )  # a version that prepares images differently
+    # As if the program prepared images in another way now.
+    monkeypatch.setattr(data, "PREPARATION_VERSION", data.PREPARATION_VERSION + 1)
     load_images("folder", root, 16)
     assert "preparing 2 images, once" in capsys.readouterr().out
 

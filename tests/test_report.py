@@ -15,7 +15,7 @@ from helpers import EPOCHS, log_rows, noise, run_dcgan
 
 import dcgan
 from support.charts import CHARTS, POINTS
-from support.plots import MEASURED
+from support.plots import MEASURED_CURVES
 from support.report import duration, write_report
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -304,7 +304,7 @@ def test_the_page_of_a_long_run_stays_small_and_keeps_the_means(tmp_path):
     assert len(page.text) < 80_000
     assert len(page.values()["grids"]) == 1000
     drawn = [line for chart in page.curves().values() for line in chart.values()]
-    assert len(drawn) == 2 * len(columns) - len(MEASURED)  # pale and smooth, but for these
+    assert len(drawn) == 2 * len(columns) - len(MEASURED_CURVES)  # pale and smooth, but for these
     for line in drawn:
         assert POINTS - 10 < len(line) <= POINTS
         assert [x for x, _ in line] == pytest.approx([1000 * y for _, y in line], abs=2)

@@ -98,20 +98,21 @@ def test_other_pictures_may_be_of_any_weights(weights_file, other_weights):
     run_generate(other_weights, "--interpolate", 2)
 
 
-def test_the_mark_depends_on_the_weights_alone(weights_file, other_weights, tmp_path):
+def test_the_hash_depends_on_the_weights_alone(weights_file, other_weights, tmp_path):
     netG = load_generator(weights_file)
     run_generate(weights_file, "--num_output", 1)
-    mark = read_weights_hash(tmp_path / "generated" / "seed000000.png")
-    assert mark == hash_of_weights(netG) == Image.open(tmp_path / "generated" / "seed000000.png").info["weights"]
+    sample = tmp_path / "generated" / "seed000000.png"
+    weights_hash = read_weights_hash(sample)
+    assert weights_hash == hash_of_weights(netG) == Image.open(sample).info["weights"]
     torch.save({"netG_ema": netG.state_dict()}, tmp_path / "inside.pth")
-    assert hash_of_weights(load_generator(tmp_path / "inside.pth")) == mark
-    assert hash_of_weights(load_generator(other_weights)) != mark
+    assert hash_of_weights(load_generator(tmp_path / "inside.pth")) == weights_hash
+    assert hash_of_weights(load_generator(other_weights)) != weights_hash
     next(netG.parameters()).data.view(-1)[0] += 1e-6
-    assert hash_of_weights(netG) != mark
+    assert hash_of_weights(netG) != weights_hash
 
 
 @pytest.mark.parametrize("content", [b"", b"\x89PNG\r\n", b"tEXtweights\0short", bytes(300)])
-def test_a_file_without_a_mark_is_of_unknown_weights(content, tmp_path):
+def test_a_file_without_a_hash_is_of_unknown_weights(content, tmp_path):
     (tmp_path / "a.png").write_bytes(content)
     assert read_weights_hash(tmp_path / "a.png") == ""
 
