@@ -11,12 +11,12 @@ if __name__ == "__main__":
     interrupt_quietly(True)  # while the imports below take their seconds
 
 import argparse
-import contextlib
 import io
 import os
 import signal
 import sys
 import time
+from contextlib import closing, nullcontext, redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -38,7 +38,7 @@ from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
 from support.versions import library_versions
-from support.weights import check_same_sizes
+from support.weights import check_sizes
 from training import StepAverages, StepResult, Trainer, TrainerSettings
 
 
@@ -152,11 +152,11 @@ def build_networks(args):
     netD = Discriminator(args.ndf, args.nc, args.image_size)
     if distributed.rank_and_world_size()[0] == 0:
         if args.netG:
-            check_same_sizes(netG, loaded := load_generator(args.netG, average=False), "--netG", args.netG)
-            netG = loaded
+            netG = load_generator(args.netG, average=False)
+            check_sizes(netG, args, "netG")
         if args.netD:
-            check_same_sizes(netD, loaded := load_discriminator(args.netD), "--netD", args.netD)
-            netD = loaded
+            netD = load_discriminator(args.netD)
+            check_sizes(netD, args, "netD")
         if bool(args.netG) != bool(args.netD):
             new = "--netD" if args.netG else "--netG"
             print(f"warning: {new} is not given: that network starts untrained against a trained one", file=sys.stderr)
@@ -177,8 +177,7 @@ def prepare_images(args, checkpoint):
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     settings = {"nc": args.nc, "crop": args.crop, "classes": args.classes}
     settings = ReadSettings(**settings | (checkpoint.get("reading", OLD_READING) if checkpoint else {}))
-    quiet = contextlib.redirect_stdout(io.StringIO()) if rank else contextlib.nullcontext()
-    with distributed.local_main_process_first(), quiet:
+    with distributed.local_main_process_first(), redirect_stdout(io.StringIO()) if rank else nullcontext():
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
     found = distributed.all_gather_object((len(images), images.fingerprints["files"]))
     if len(set(found)) > 1:
@@ -238,8 +237,9 @@ def open_folder(run, checkpoint):
 
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
-    args, ended, closing = run.args, "an error", contextlib.closing
-    total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: hidden without a terminal
+    args, ended = run.args, "an error"
+    total = args.niter * run.images_per_epoch
+    hidden = True if run.rank else None  # None: only without a terminal
     bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
     try:
         with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
@@ -292,8 +292,8 @@ def train_epochs(run, bar, stop):
 
 def train_epoch(run, bar, stop):
     """Take the remaining steps of an epoch; stop after a signal, or after one step of a dry run."""
-    args, averages, shard = run.args, StepAverages(), (run.rank, run.world_size)
-    for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.epoch_step, *shard):
+    args, averages, process = run.args, StepAverages(), (run.rank, run.world_size)
+    for batch in run.images.batches(args.batch_size, args.manual_seed, run.epoch, run.epoch_step, *process):
         count = len(batch) * run.world_size
         averages.add(run.trainer.step(batch), count)
         run.epoch_step += 1

@@ -69,13 +69,13 @@ def check_settings(tree, net, path):
                     )
 
 
-def check_same_sizes(wanted, loaded, option, path):
-    """Raise UserError if the sizes of a network that was loaded from `path` differ from those of this run."""
+def check_sizes(net, args, option):
+    """Raise UserError if a network that was loaded for `option`, netG or netD, has other sizes than `args` say."""
     names = ("nz", "ngf", "ndf", "nc", "image_size")
-    different = [name for name in names if getattr(loaded, name, None) != getattr(wanted, name, None)]
+    different = [name for name in names if hasattr(net, name) and getattr(net, name) != getattr(args, name)]
     if different:
-        has = " ".join(f"{option_name(name)} {getattr(loaded, name)}" for name in different)
-        raise UserError(f"{option} {path}: its network has {has}; give the same options")
+        has = " ".join(f"{option_name(name)} {getattr(net, name)}" for name in different)
+        raise UserError(f"--{option} {getattr(args, option)}: its network has {has}; give the same options")
 
 
 def newest_weights(folder, role, average):
