@@ -156,14 +156,14 @@ def load_images(dataset, dataroot=None, image_size=64, cache=None, workers=0, se
 
 
 def notes_on(passed_over, multi_frame, pixel_range):
-    """Return lines on what of a data set is not used, or not as its files suggest."""
+    """Return texts on what of a data set is not used, or not as its files suggest."""
     notes = [f"passed over {passed_over}"] if passed_over else []
     notes += [f"some files hold several frames, such as {multi_frame}: only the first is used"] if multi_frame else []
     return notes + pixel_range.notes()
 
 
 def check_same_images(images, checkpoint, outf):
-    """Raise UserError if the run in `outf` would resume from a checkpoint on other images than it had."""
+    """Raise UserError if `images` are not those that the run in `outf` had when its checkpoint was saved."""
     before, now, data = checkpoint["pictures"], len(images), checkpoint.get("data", {})  # old checkpoints have none
     changed = [name for name, value in data.items() if value and images.fingerprints[name] not in (None, value)]
     if before == now and not changed:
@@ -185,7 +185,7 @@ def check_same_images(images, checkpoint, outf):
 
 
 def absolute_folders(args):
-    """Return --dataroot and --cache as absolute paths, with which a run resumes from any working directory."""
+    """Return --dataroot and --cache as absolute paths, so that a run can be resumed from any working directory."""
     dataroot = args.dataroot or (None if args.dataset in NO_DEFAULT_ROOT else "data")
     folders = {"dataroot": dataroot, "cache": args.cache if args.cache != "none" else None}
     return {name: os.path.abspath(folder) for name, folder in folders.items() if folder}

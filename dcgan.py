@@ -168,15 +168,15 @@ def build_networks(args):
 def prepare_images(args, checkpoint):
     """Return the PreparedImages of the data set, prepared once on each machine. Raises UserError and OSError.
 
-    A resumed run reads the data set as before: with the settings that its checkpoint holds.
+    A resumed run reads the data set as before, as its checkpoint says.
     """
     rank, world_size = distributed.rank_and_world_size()
     workers = args.workers
     if args.cache != "none":  # while one process of a machine prepares the array, it can use the workers of all
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
-    settings = {"nc": args.nc, "crop": args.crop, "classes": args.classes}
-    settings = ReadSettings(**settings | (checkpoint.get("reading", OLD_READING) if checkpoint else {}))
+    reading = checkpoint.get("reading", OLD_READING) if checkpoint else {"crop": args.crop}
+    settings = ReadSettings(nc=args.nc, classes=args.classes, **reading)
     with distributed.local_main_process_first(), redirect_stdout(io.StringIO()) if rank else nullcontext():
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
     found = distributed.all_gather_object((len(images), images.fingerprints["files"]))
@@ -343,11 +343,11 @@ def save(run, with_weights, last):
 
 
 def checkpoint_of(run):
-    """Return the checkpoint of a run as it is now. With several processes, all must call it."""
+    """Return a checkpoint of the run. With several processes, all must call it."""
     options = {name: getattr(run.args, name) for name in SAVED_OPTIONS} | absolute_folders(run.args)
     options["fid"] = run.args.fid or run.fid_samples
     position = {"epoch": run.epoch, "step": run.epoch_step}
-    # "pictures": how many images there are; "data": what tells them from others; "reading": how they are read.
+    # "pictures": how many images there are; "data": hashes of their files; "reading": how they are read.
     images = {"pictures": len(run.images), "data": run.images.fingerprints, "reading": run.images.reading}
     return run.trainer.state_dict() | position | images | {"options": options}
 

@@ -9,28 +9,28 @@ from support.image_cache import build_cache, contents_of, read_cached, read_info
 from support.survey import survey
 
 
-def find_or_prepare(images, path, source_info, workers, pixel_range=None):
+def find_or_prepare(decoder, path, source_info, workers, pixel_range=None):
     """Return the CachedArray of the images of an ImageDecoder.
 
     It is in the file `path`, or in another one with the same images. If there is none, they are prepared into `path`.
     source_info: what to store with the array about the data set (see CachedArray.info). pixel_range: the one that the
     array must have (default: that of the array found, or of a survey of the images).
     """
-    array = read_cached(path, images.shape) or find_copy(images, path, source_info, workers)
-    found = array or survey(images.source)
+    array = read_cached(path, decoder.shape) or find_copy(decoder, path, source_info, workers)
+    found = array or survey(decoder.source)
     if pixel_range not in (None, found.pixel_range):
         path = path.with_name(f"{path.stem}r{short_hash(pixel_range)}.npy")
-        array = read_cached(path, images.shape)
+        array = read_cached(path, decoder.shape)
     if array is None:
-        images.pixel_range = pixel_range or found.pixel_range
-        info = source_info | {"pixel_range": images.pixel_range, "stack": found.multi_frame}
-        build_cache(images, path, workers, info)
-        array = read_cached(path, images.shape)
+        decoder.pixel_range = pixel_range or found.pixel_range
+        info = source_info | {"pixel_range": decoder.pixel_range, "stack": found.multi_frame}
+        build_cache(decoder, path, workers, info)
+        array = read_cached(path, decoder.shape)
         print_outdated_arrays(array)
     return array
 
 
-def find_copy(images, path, source_info, workers):
+def find_copy(decoder, path, source_info, workers):
     """Return the CachedArray of a data set with the same contents, or None. The .json file of `path` then names it.
 
     Files are read only if the names and sizes of all are the same.
@@ -39,11 +39,11 @@ def find_copy(images, path, source_info, workers):
     for other in sorted(path.parent.glob(f"{path.stem[:-16]}{'[0-9a-f]' * 16}.npy")):
         info, same = read_info(other), ("preparation", "files")
         if info.get("contents") and all(info.get(name) == source_info[name] for name in same):
-            arrays.append(read_cached(other, images.shape))
+            arrays.append(read_cached(other, decoder.shape))
     if not any(arrays):
         return None
-    print(f"comparing {counted(len(images), 'image')} with those prepared before, which have the same names and sizes")
-    contents = contents_of(images.digests(workers))
+    print(f"comparing {counted(len(decoder), 'image')} with those prepared before, which have the same names and sizes")
+    contents = contents_of(decoder.digests(workers))
     for array in filter(None, arrays):
         if array.info["contents"] == contents:
             link = json.dumps({"same_as": array.path.stem}).encode()

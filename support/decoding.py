@@ -119,21 +119,21 @@ class Digests(Dataset):
 class WithDigests(Dataset):
     """Decoded images with the digests of their files: [i] is (image or None, reports, digest)."""
 
-    def __init__(self, images):
-        self.images, self.digests = images, Digests(images.source)
+    def __init__(self, decoder):
+        self.decoder, self.digests = decoder, Digests(decoder.source)
 
     def __len__(self):
-        return len(self.images)
+        return len(self.decoder)
 
     def __getitem__(self, i):
-        return *self.images[i], self.digests[i]
+        return *self.decoder[i], self.digests[i]
 
 
 class InOrder(Dataset):
     """Decoded images in an epoch's order: [position] is the image there, or the next one that can be read."""
 
-    def __init__(self, images, order):
-        self.images, self.order = images, order
+    def __init__(self, decoder, order):
+        self.decoder, self.order = decoder, order
 
     def __len__(self):
         return len(self.order)
@@ -141,7 +141,7 @@ class InOrder(Dataset):
     def __getitem__(self, position):
         reports = []
         for i in itertools.chain(self.order[position:], self.order[:position]):
-            image, report = self.images[int(i)]
+            image, report = self.decoder[int(i)]
             reports += report
             if image is not None or len(reports) > len(self) / 2:
                 break

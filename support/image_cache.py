@@ -79,7 +79,7 @@ def read_cached(path, shape):
         return None
 
 
-def build_cache(images, path, workers, info):
+def build_cache(decoder, path, workers, info):
     """Decode every image once into the array `path` (.npy); write `info` and the images left out into a .json file."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,8 +87,8 @@ def build_cache(images, path, workers, info):
             for partial_file in path.parent.glob(f".{path.stem}.*.part"):  # of a process that was killed
                 with contextlib.suppress(PermissionError):  # on Windows, where another process may have it open
                     partial_file.unlink()
-            if read_cached(path, images.shape) is None:  # otherwise another process has prepared it meanwhile
-                write_cache(images, path, workers, info)
+            if read_cached(path, decoder.shape) is None:  # otherwise another process has prepared it meanwhile
+                write_cache(decoder, path, workers, info)
     except OSError as error:
         if isinstance(error, ChildProcessError):
             raise
@@ -98,26 +98,26 @@ def build_cache(images, path, workers, info):
         raise UserError(message) from None
 
 
-def write_cache(images, path, workers, info):
-    total, skipped, digests, count = len(images), [], [], 0
-    size = total * math.prod(images.shape) / 1e6
+def write_cache(decoder, path, workers, info):
+    total, skipped, digests, count = len(decoder), [], [], 0
+    size = total * math.prod(decoder.shape) / 1e6
     print(f"preparing {counted(total, 'image')}, once, into {path} ({size:,.0f} MB)")
     for features in path.parent.glob(f"{path.stem}-*.fid"):  # of an array that was here and had another range
         features.unlink()
-    chunk = max(1, CHUNK // images.image_size**2)
+    chunk = max(1, CHUNK // decoder.image_size**2)
     chunks = [range(i, min(i + chunk, total)) for i in range(0, total, chunk)]
     partial, partial_json = (path.with_name(f".{path.stem}.{os.getpid()}{kind}.part") for kind in (".npy", ".json"))
     try:
         with open(partial, "wb") as file, tqdm(total=total, desc="preparing", unit="img", disable=None) as bar:
-            write_header(file, total, images)
-            for batch, reports, batch_digests in images.decode(chunks, workers):
+            write_header(file, total, decoder)
+            for batch, reports, batch_digests in decoder.decode(chunks, workers):
                 skipped, digests = skipped + reports, digests + batch_digests
                 file.write(batch.numpy())
                 count += len(batch)
                 bar.update(len(batch) + len(reports))
             check_skipped(skipped, total)
             file.seek(0)
-            write_header(file, count, images)  # numpy leaves room in it for a count of any length
+            write_header(file, count, decoder)  # numpy leaves room in it for a count of any length
             file.flush()
             os.fsync(file.fileno())
         partial_json.write_text(
@@ -127,7 +127,7 @@ def write_cache(images, path, workers, info):
             os.replace(partial_json, path.with_suffix(".json"))
             os.replace(partial, path)
         except PermissionError:  # on Windows, if another process has prepared it meanwhile, and has it open
-            if read_cached(path, images.shape) is None:
+            if read_cached(path, decoder.shape) is None:
                 raise
     finally:
         for partial_file in (partial, partial_json):
@@ -140,6 +140,6 @@ def contents_of(digests):
     return short_hash(digests) if any(digests) else None
 
 
-def write_header(file, count, images):
-    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *images.shape)}
+def write_header(file, count, decoder):
+    header = {"descr": "|u1", "fortran_order": False, "shape": (count, *decoder.shape)}
     np.lib.format.write_array_header_1_0(file, header)
