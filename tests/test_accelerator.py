@@ -273,7 +273,8 @@ class Cuda:
         self.current = before
 
     @contextlib.contextmanager
-    def graph(self, graph, stream):
+    def graph(self, graph, stream, capture_error_mode):
+        assert capture_error_mode == "thread_local"
         trainer = self.trainer
         optimizers, before = (trainer.optimizerG, trainer.optimizerD), self.current
         tensors = [t for net in trainer.networks().values() for t in net.state_dict().values()]
@@ -383,9 +384,20 @@ def test_the_generator_is_registered_before_pytorch_2_14_alone(monkeypatch, kind
 
 
 @pytest.mark.parametrize(
-    ("device", "world_size", "captured"), [("cpu", 1, False), ("mps", 1, False), ("cuda", 2, False), ("cuda", 1, True)]
+    ("device", "world_size", "backends", "captured"),
+    [
+        ("cpu", 1, None, False),
+        ("mps", 1, None, False),
+        ("cuda", 1, None, True),
+        ("cuda", 2, "cpu:gloo,cuda:nccl", True),
+        ("cuda", 2, "cpu:gloo,cuda:gloo", False),
+        ("cpu", 2, "cpu:gloo,cuda:nccl", False),
+    ],
 )
-def test_steps_are_captured_on_one_cuda_device_alone(monkeypatch, device, world_size, captured):
+def test_steps_are_captured_on_cuda_alone_with_no_all_reduce_but_nccls(
+    monkeypatch, device, world_size, backends, captured
+):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.distributed, "get_backend_config", lambda: backends)
     trainer = SimpleNamespace(device=torch.device(device), world_size=world_size)
     assert isinstance(Trainer.new_captured_step(trainer), CapturedStep) == captured
