@@ -32,9 +32,7 @@ def describe(run, resumed):
     elif args.accel and device.type == "cpu":
         print("warning: --accel: torch finds no accelerator; this run is on the CPU", file=sys.stderr)
     if run.world_size > 1:
-        captured = "; without CUDA graphs" if device.type == "cuda" and not trainer.captured_step else ""
-        share = counted(args.batch_size // run.world_size, "image")
-        print(f"{run.world_size} processes with {share} each per step{captured}")
+        describe_processes(run)
     if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if args.precision == "fp32" and device.type == "cpu" and cpu_has_bfloat16():
@@ -53,6 +51,13 @@ def describe(run, resumed):
         print(f"note: {note}")
     if run.images.path:
         print(f"prepared images: {run.images.path}")
+
+
+def describe_processes(run):
+    """Print how many images of a batch each process of a dcgan.Run takes, and whether CUDA graphs are missing."""
+    share = counted(run.args.batch_size // run.world_size, "image")
+    captured = "; without CUDA graphs" if run.trainer.device.type == "cuda" and not run.trainer.captured_step else ""
+    print(f"{run.world_size} processes with {share} each per step{captured}")
 
 
 def describe_length(run):

@@ -7,7 +7,7 @@ from helpers import SMALL, run_dcgan
 from torch import nn
 
 import support.progress
-from support.progress import D_wins, bar_text, describe_length, epoch_summary
+from support.progress import D_wins, bar_text, describe_length, describe_processes, epoch_summary
 
 
 def rows_of(steps, D_G_z1, loss_G):
@@ -36,6 +36,15 @@ def test_an_epoch_is_summarised_by_the_means_over_its_rows():
     rows[1] |= {name: rows[1][name] + 1 for name in names}
     means = "loss_D 8.500, loss_G 9.500, D(x) 10.500, D(G(z)) 11.500 / 12.500, 14 images/s"
     assert epoch_summary(rows, 2, 12) == f"epoch 2/12: {means}"
+
+
+@pytest.mark.parametrize(
+    ("device", "captured", "end"), [("cpu", None, ""), ("cuda", "a graph", ""), ("cuda", None, "; without CUDA graphs")]
+)
+def test_processes_tell_their_share_and_whether_cuda_graphs_are_missing(capsys, device, captured, end):
+    trainer = SimpleNamespace(device=SimpleNamespace(type=device), captured_step=captured)
+    describe_processes(SimpleNamespace(args=SimpleNamespace(batch_size=12), world_size=4, trainer=trainer))
+    assert capsys.readouterr().out == f"4 processes with 3 images each per step{end}\n"
 
 
 def test_the_bar_shows_losses_and_probabilities():
