@@ -9,6 +9,7 @@ from torchvision import datasets
 
 import dcgan
 from models import Generator, set_batch_norm_statistics, weights_init
+from support import run_folder
 from support.latents import latents
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
@@ -20,6 +21,12 @@ def _signals_as_in_a_terminal():
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def without_curves(monkeypatch):
+    """Leave losses.png empty: drawing it takes half the time of a short run. Runs of fixtures and programs draw it."""
+    monkeypatch.setattr(run_folder, "plot_losses", lambda path, *_: path.touch())
 
 
 @pytest.fixture(scope="session")

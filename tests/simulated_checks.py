@@ -16,13 +16,11 @@ import dcgan
 import generate
 import models
 import training
-from support import run_folder
 from support.fid import FidMeter
 
 # All names of the program's internals that these tests use.
 TRAINER = training.Trainer
 PLAIN_CONVOLUTIONS = (training, "use_matmul_convolutions", lambda net, device: None)
-WITHOUT_CURVES = (run_folder, "plot_losses", lambda *_: None)
 
 if not simulated.SUPPORTED:
     pytest.skip("needs a machine without an accelerator", allow_module_level=True)
@@ -94,12 +92,6 @@ def unbroken(base):
     """The folder of a run of two epochs. Tests must not change it."""
     assert train(base / "unbroken", *RUN, "--niter", 2) == 0
     return base / "unbroken"
-
-
-@pytest.fixture(autouse=True)
-def without_curves(monkeypatch):
-    """Skip losses.png, which takes half the time of a short run. The unbroken run has it."""
-    monkeypatch.setattr(*WITHOUT_CURVES)
 
 
 @pytest.fixture
