@@ -12,7 +12,14 @@ from models import Generator, set_batch_norm_statistics, weights_init
 from support import run_folder
 from support.latents import latents
 
+LONGEST = ("test_dcgan.py", "test_distributed.py", "test_faults.py", "test_simulated.py")
+
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
+
+
+def pytest_collection_modifyitems(items):
+    """Begin with the files that take longest, so that at the end no worker waits for another."""
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 @pytest.fixture(autouse=True, scope="session")

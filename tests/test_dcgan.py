@@ -188,7 +188,7 @@ def test_the_log_has_a_row_for_every_twenty_steps_and_for_the_end_of_an_epoch(un
 def test_training_waits_for_no_slow_import(tmp_path):
     """torchvision takes nearly as long as torch; matplotlib draws the curves, after the first epoch."""
     command = [*RUN, "--outf", str(tmp_path / "out"), "--cache", str(tmp_path / "cache")]
-    program = f"import sys, dcgan\ndcgan.train_epoch = lambda *_: print(*sys.modules) or 0\ndcgan.main({command})"
+    program = f"import sys, dcgan\ndcgan.train_epoch = lambda *_: sys.exit(print(*sys.modules))\ndcgan.main({command})"
     found = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert "torch" in found.stdout.split()
     assert not {"torchvision", "matplotlib"} & set(found.stdout.split())
