@@ -20,16 +20,16 @@ from helpers import (
     FOLDER,
     ROOT,
     assert_same,
+    children,
     contents,
     epoch_of,
     expected_contents,
-    finish,
     fork,
+    is_alive,
     noise,
     run_dcgan,
-    start,
+    run_dcgan_forked,
     torchvision_pixels,
-    wait_for,
     write_images,
     write_lmdb,
 )
@@ -375,22 +375,6 @@ def test_a_worker_that_starts_as_an_orphan_ends():
 # Processes that are killed
 
 
-def children(pid):
-    """Return the process ids of a process's children."""
-    found = []
-    for path in Path(f"/proc/{pid}/task").glob("*/children"):
-        with contextlib.suppress(OSError):  # a thread that has ended; another has its children now
-            found += map(int, path.read_text().split())
-    return sorted(found)
-
-
-def is_alive(pid):
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def decoding_workers(process):
     """Return the process ids of a process's children, without the tracker of resources that spawned workers need."""
     found = []
@@ -402,19 +386,26 @@ def decoding_workers(process):
 
 
 @needs_linux
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize(("cache", "count"), [("none", 500), pytest.param("kept", 4_000, marks=pytest.mark.slow)])
 def test_workers_killed_at_any_moment_end_the_run_with_a_line(cache, count, tmp_path):
     write_images(tmp_path / "photos", *(f"{i:04d}.png" for i in range(count)))
     options = f"--dataroot ../photos --batchSize 8 --manualSeed 3 --cache {cache} --workers 2 --niter 1000"
-    process = start(tmp_path / "run", "dcgan.py", *FOLDER, *options.split())
-    wait_for(lambda: len(decoding_workers(process)) >= 2, process)
+    process = fork(run_dcgan_forked, tmp_path / "run", *FOLDER, *options.split())
+    while len(decoding_workers(process)) < 2:
+        assert process.is_alive()
+        time.sleep(0.003)
     end = time.monotonic() + 100
-    while process.poll() is None and time.monotonic() < end:  # one that has done its part may be spared
+    while process.is_alive() and time.monotonic() < end:  # one that has done its part may be spared
         for worker in decoding_workers(process)[-1:]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(worker, signal.SIGKILL)
         time.sleep(0.01)
-    assert "dcgan.py: decoding images failed" in finish(process, 1)
+    process.join(100)
+    errors = (tmp_path / "run" / "errors").read_text()
+    assert process.exitcode == 1
+    assert "dcgan.py: decoding images failed" in errors
+    assert "Traceback" not in errors
     assert list(tmp_path.rglob(".*.part")) == []
 
 
