@@ -32,7 +32,7 @@ def _signals_as_in_a_terminal():
 
 @pytest.fixture(autouse=True)
 def without_curves(monkeypatch):
-    """Leave losses.png empty: drawing it takes half the time of a short run. Runs of fixtures and programs draw it."""
+    """Leave losses.png empty: drawing it takes half the time of a short run. Other processes and fixtures draw it."""
     monkeypatch.setattr(run_folder, "plot_losses", lambda path, *_: path.touch())
 
 

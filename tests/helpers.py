@@ -25,6 +25,7 @@ import dcgan
 import generate
 from data import load_images
 from models import Discriminator, Generator, generate_images, load_generator
+from support import plots, run_folder
 from support.errors import UserError
 from support.latents import latents
 from support.matmul_convolutions import as_matmul
@@ -120,6 +121,7 @@ def run_dcgan_forked(folder, *arguments, **environment):
     sys.stdout, sys.stderr = open(1, "w"), open(2, "w")  # noqa: SIM115 - as long as the process, and not pytest's
     os.environ |= {"XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
     os.chdir(folder)
+    run_folder.plot_losses = plots.plot_losses  # conftest.py has replaced it
     sys.exit(dcgan.main([str(argument) for argument in arguments]))
 
 
