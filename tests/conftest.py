@@ -1,3 +1,4 @@
+import os
 import signal
 import urllib.error
 import urllib.request
@@ -15,6 +16,7 @@ from support.latents import latents
 LONGEST = ("test_dcgan.py", "test_distributed.py", "test_faults.py", "test_simulated.py")
 
 torch.set_num_threads(1)  # with more, networks this small wait for each other on a busy machine
+os.environ["OMP_NUM_THREADS"] = "1"  # the same for the processes that tests start
 
 
 def pytest_collection_modifyitems(items):

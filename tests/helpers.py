@@ -44,8 +44,8 @@ NZ, SIZE = 10, 16  # of `networks`
 
 
 def start(folder, program, *arguments, **environment):
-    """Start a program in `folder`, with one thread and its cache beside the folder."""
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
+    """Start a program in `folder`, with its cache beside the folder."""
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
     command = [sys.executable, str(ROOT / program), *map(str, arguments)]
     folder.mkdir(exist_ok=True)
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

@@ -83,7 +83,7 @@ def start_in_terminal(folder, *arguments):
     process = subprocess.Popen(
         [sys.executable, ROOT / "dcgan.py", *arguments],
         cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder.parent / "cache")},
+        env=os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache")},
         start_new_session=True,
         preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         **dict.fromkeys(("stdin", "stdout", "stderr"), slave),

@@ -336,7 +336,7 @@ def test_a_stopped_and_restarted_job_ends_as_an_unbroken_one(base, unbroken):
     # Resumed by torch's own launcher, which restarts it where a process is killed
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, "--max-restarts", "1", ROOT / "dcgan.py", "--resume"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(base / "cache")}
+    environment = os.environ | {"XDG_CACHE_HOME": str(base / "cache")}
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     wait_for_steps(folder, process)
     os.kill(workers(process)[-1], signal.SIGKILL)

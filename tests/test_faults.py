@@ -46,7 +46,7 @@ SAMPLE_OUTPUTS = [">/dev/full 2>&-", pytest.param(">&- 2>/dev/full", marks=pytes
 def run_program(folder, script, program, *arguments, **environment):
     """Run a program in the new `folder`, as "$@" of a shell script; return (the folder, what it wrote)."""
     folder.mkdir()
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
+    environment = os.environ | {"XDG_CACHE_HOME": str(folder.parent / "cache")} | environment
     command = ["sh", "-c", script, "sh", sys.executable, ROOT / program, *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
     return folder, done.stdout, done.stderr
