@@ -12,6 +12,7 @@ from helpers import ROOT, files, finish, noise, start, write_images, write_lmdb
 import dcgan
 import generate
 from data import SOURCES
+from models import Generator
 from support.options import build_parser
 
 PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))}
@@ -32,6 +33,7 @@ def home(tmp_path_factory):
     write_images(home, *names, "data/celeba/img_align_celeba/000001.jpg")
     shutil.make_archive(home / "photos", "zip", home / "photos")
     shutil.copytree(ROOT / "media", home / "media", ignore=lambda _, names: [n for n in names if not n.endswith("pth")])
+    torch.save(Generator(4, 4, 3, 16).state_dict(), home / "media" / "faces128.pth")  # a small one instead
     np.save(home / "photos.npy", [np.asarray(noise(seed=i)) for i in range(3)])
     write_lmdb(home / "lsun" / "bedroom_train_lmdb", [noise(seed=i) for i in range(3)])
     raw = home / "data" / "MNIST" / "raw"
