@@ -250,6 +250,7 @@ def train(run):
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
     finally:
+        run.trainer.close()
         if run.rank == 0:
             update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
     if run.rank == 0:

@@ -85,6 +85,10 @@ def main(argv=None):
         if args.accel and device.type == "cpu":
             print("warning: --accel: torch finds no accelerator; this runs on the CPU", file=sys.stderr)
         path = Path(args.load_path)
+        if not path.exists():
+            raise UserError(
+                f"--load_path {path}: there is no such file or folder; media/faces.pth holds trained weights"
+            )
         path = newest_weights(path, "netG", average=True) if path.is_dir() else path
         netG = load_generator(path)
         if netG.nc not in (1, 3):

@@ -15,8 +15,9 @@ import torch
 import torch.nn.functional as F
 
 from models import set_batch_norm_statistics
-from support.accelerator import CapturedStep, copy_to_cpu, fastest_memory_format, to_device
+from support.accelerator import copy_to_cpu, fastest_memory_format, to_device
 from support.augmentation import Augmentation
+from support.captured_step import CapturedStep
 from support.contrast import find_contrast_factor, with_contrast_factor
 from support.distributed import (
     all_gather_object,
@@ -134,8 +135,8 @@ class Trainer:
             use_sync_batch_norm(netG), use_sync_batch_norm(netD)
         self.netG, self.netD = (net.to(device, memory_format=self.memory_format).train() for net in (netG, netD))
         self.netG_ema = copy.deepcopy(self.netG).requires_grad_(False) if settings.ema else None
-        on_cpu = device.type == "cpu" and settings.precision == "fp32" and not settings.compile
-        if on_cpu or device.type == "cuda":
+        fp32_on_cpu = device.type == "cpu" and settings.precision == "fp32" and not settings.compile
+        if fp32_on_cpu or device.type == "cuda":
             use_matmul_convolutions(self.netG, device), use_matmul_convolutions(self.netD, device)
         adam = {"lr": settings.lr, "betas": (settings.beta1, 0.999), "fused": True}
         self.optimizerG = torch.optim.Adam(self.netG.parameters(), **adam)
@@ -151,6 +152,11 @@ class Trainer:
         """Return a CapturedStep, or None where there is no CUDA graph: it can hold no all-reduce but NCCL's."""
         can_capture = self.device.type == "cuda" and (self.world_size == 1 or all_reduces_with_nccl())
         return CapturedStep(self) if can_capture else None
+
+    def close(self):
+        """Free what a process must not hold when it leaves its job. No more steps can follow in several processes."""
+        if self.captured_step:
+            self.captured_step.release()
 
     def step(self, batch):
         """Take one step with a batch, uint8 (N, nc, s, s); return its StepResult as a tensor (7,) on the device."""

@@ -1,8 +1,7 @@
-"""The device of a run: which one, its memory and precision, and all that is CUDA's own."""
+"""The device of a run: which one, its memory, precision and kernels."""
 
 import ctypes
 import platform
-import sys
 
 import torch
 
@@ -10,7 +9,6 @@ from support.errors import UserError, error_text
 
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
 ASSUMED_FREE = 3 << 30  # bytes of an accelerator that does not tell how much memory is free
-WARM_UP = 3  # steps before one is captured: the libraries choose their kernels, and Adam makes its state
 OUT_OF_MEMORY = (
     "out of memory",
     "can't allocate memory",
@@ -111,63 +109,3 @@ def is_out_of_memory(error):
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or isinstance(error.__context__, MemoryError):
         return True
     return any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
-
-
-class CapturedStep:
-    """A Trainer's step for batches of one shape on a CUDA device, as one CUDA graph: one launch instead of hundreds.
-
-    The first WARM_UP calls run `trainer.eager_step` as it is. The next captures it, which executes nothing, and replays
-    the graph, as all later calls do. Where it cannot be captured, it warns once and continues with eager steps.
-    """
-
-    def __init__(self, trainer):
-        self.trainer, self.stream = trainer, torch.cuda.Stream(trainer.device)
-        self.calls, self.graph, self.can_capture = 0, None, True
-
-    def __call__(self, batch):
-        self.calls += 1
-        if self.calls > WARM_UP and self.can_capture and not self.graph:
-            self.capture(batch)
-        if self.graph:
-            self.batch.copy_(batch, non_blocking=True)
-            self.graph.replay()
-            return self.result.clone()  # the next replay overwrites it
-        self.stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.stream):
-            result = self.trainer.eager_step(batch)
-        torch.cuda.current_stream().wait_stream(self.stream)
-        return result
-
-    def capture(self, batch):
-        trainer, graph = self.trainer, torch.cuda.CUDAGraph()
-        stream, rng_state = torch.cuda.current_stream(), trainer.rng.get_state()
-        # From PyTorch 2.14 on, a capture registers every generator that it uses.
-        if torch.__version__ < (2, 14) and hasattr(graph, "register_generator_state"):
-            graph.register_generator_state(trainer.rng)
-        self.batch = torch.empty_like(batch, device=trainer.device)
-        self.set_capturable(True)
-        try:
-            # thread_local: what other threads do, such as NCCL's watchdog, does not end the capture.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.result = trainer.eager_step(self.batch)
-            self.graph = graph
-        except RuntimeError as error:
-            # Before PyTorch 2.14, a failed capture leaves its stream current and the generator in capturing state.
-            torch.cuda.set_stream(stream)
-            trainer.rng = torch.Generator(trainer.device)
-            trainer.rng.set_state(rng_state)
-            if is_out_of_memory(error):
-                raise
-            self.can_capture = False
-            print(f"warning: no CUDA graph, so training is slower ({error_text(error)})", file=sys.stderr)
-        finally:
-            self.set_capturable(False)
-
-    def set_capturable(self, value):
-        """Tell Adam whether its step is being captured: it fails in a capture without this, and warns outside with it.
-
-        A fused Adam computes the same either way: its count of steps is on the device in both cases.
-        """
-        for optimizer in (self.trainer.optimizerG, self.trainer.optimizerD):
-            for group in optimizer.param_groups:
-                group["capturable"] = value

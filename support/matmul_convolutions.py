@@ -15,7 +15,8 @@ def use_matmul_convolutions(net, device):
     On an Intel CPU, replace G's second or D's last but one as well. On a CPU this is meant for float32 alone.
 
     The results are the same but for rounding. Libraries' convolutions are slow where a map is a single point (100 x 512
-    and 512 x 1 channels): oneDNN's take eight times as long (Intel), and on an H200 a step in bfloat16 takes 9% longer.
+    and 512 x 1 channels): oneDNN's take eight times as long (Intel), and on an H200 a step takes 8% longer (bfloat16,
+    64 x 64, batch of 128; float32 and AMD GPUs were not measured).
     oneDNN's are also slow where weights far outnumber the points of a map (512 x 256 on 4 x 4: 1.27 times; two Intel
     cores with AVX-512, batches of 128). MKL computes the products, and is slower on other makers' processors: there the
     second replacement would cost 5% (two AMD cores). In D, the second product keeps four times its input for the

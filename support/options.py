@@ -48,9 +48,9 @@ def build_parser(description, datasets):
     add("--nz", type=count, default=100, metavar="N", help=f"length of the latent vector {default}")
     add("--ngf", type=count, default=64, metavar="N", help=f"channels of G's last hidden layer {default}")
     add("--ndf", type=count, default=64, metavar="N", help=f"channels of D's first layer {default}")
-    text = "weights, checkpoint or run folder whose G to start from, with new optimizers"
-    add("--netG", type=expanduser, metavar="PATH", help=text)
-    add("--netD", type=expanduser, metavar="PATH", help="weights, checkpoint or run folder whose D to start from")
+    text = "weights, checkpoint or run folder whose {} to start from, with new optimizers"
+    add("--netG", type=expanduser, metavar="PATH", help=text.format("G"))
+    add("--netD", type=expanduser, metavar="PATH", help=text.format("D"))
 
     add_training_options(parser)
     return parser
@@ -80,7 +80,7 @@ def add_training_options(parser):
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's shard")
     text = "precision of the networks (default: bf16 on a CUDA GPU that has it, otherwise fp32, on NVIDIA with TF32)"
     add("--precision", choices=("fp32", "bf16"), help=text)
-    text = "compile the networks, which takes a minute and is faster only on a GPU (default: no)"
+    text = "compile the networks: half a minute, then faster on a GPU, not on a CPU (default: no)"
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
 
     add = parser.add_argument_group("run folder").add_argument

@@ -70,7 +70,8 @@ def describe_length(run):
     whose = (
         f"of {counted(saves, 'checkpoint')}" if kept == saves else f"of the newest {kept:,} of {saves:,} checkpoints"
     )
-    print(f"{counted(steps, 'step')} in {counted(args.niter, 'epoch')}; weights {whose}: {gigabytes:,.2f} GB")
+    space = f"{gigabytes:,.2f} GB" if gigabytes >= 1 else f"{max(1, 1000 * gigabytes):,.0f} MB"
+    print(f"{counted(steps, 'step')} in {counted(args.niter, 'epoch')}; weights {whose}: {space}")
     if steps < 0.9 * ENOUGH_STEPS:  # the README's first run takes 1,884
         niter = math.ceil(ENOUGH_STEPS / run.steps_per_epoch)
         every = math.ceil(niter / 25)  # about as many saves as by default

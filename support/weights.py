@@ -113,7 +113,7 @@ def read_file(path):
     except UserError:
         raise
     except FileNotFoundError:
-        raise UserError(f"{path}: there is no such file") from None
+        raise UserError(f"{path}: there is no such file or folder") from None
     except (PermissionError, IsADirectoryError) as error:
         raise UserError(f"{path} cannot be read: {error.strerror}") from None
     except Exception as error:  # whatever a damaged or hostile file makes the reader raise

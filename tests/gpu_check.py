@@ -27,7 +27,8 @@ sys.path.insert(0, str(ROOT))
 
 from models import Discriminator, Generator  # noqa: E402
 from support import distributed  # noqa: E402
-from support.accelerator import WARM_UP, tune_device  # noqa: E402
+from support.accelerator import tune_device  # noqa: E402
+from support.captured_step import WARM_UP  # noqa: E402
 from support.distributed import all_reduces_with_nccl  # noqa: E402
 from training import Trainer, TrainerSettings  # noqa: E402
 

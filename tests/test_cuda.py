@@ -11,7 +11,8 @@ from helpers import ROOT, hashes, randomised
 import training as training_module
 from data import PreparedImages
 from models import Discriminator, Generator, generate_images, latents
-from support.accelerator import WARM_UP, CapturedStep, default_precision
+from support.accelerator import default_precision
+from support.captured_step import WARM_UP, CapturedStep
 from training import Trainer, TrainerSettings
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

@@ -45,6 +45,7 @@ import support.distributed
 import support.files
 import support.progress
 from models import Discriminator, Generator
+from support.errors import UserError
 from support.weights import read_file
 
 STEPS = 63  # an epoch of RUN
@@ -496,6 +497,22 @@ def test_every_size_trains(tmp_path, size):
     side = columns * (size + 2) + 2
     assert Image.open(tmp_path / "out" / "fake_samples_epoch_000.png").size == (side, side)
     assert checkpoint(tmp_path / "out")["steps"] == 1
+
+
+@pytest.mark.parametrize(("ends_with", "code"), [(None, 0), (KeyboardInterrupt, 130), (UserError("no"), 1)])
+def test_a_trainer_is_closed_however_training_ends(tmp_path, few_steps, monkeypatch, ends_with, code):
+    """Before the process leaves its job, or NCCL would wait for ever."""
+    closed, epoch_summary = [], dcgan.epoch_summary
+
+    def summary(*arguments):
+        if ends_with:
+            raise ends_with
+        return epoch_summary(*arguments)
+
+    monkeypatch.setattr(dcgan, "epoch_summary", summary)
+    monkeypatch.setattr(dcgan.Trainer, "close", lambda trainer: closed.append(trainer))
+    assert run_dcgan(tmp_path / "out", *few_steps) == code
+    assert len(closed) == 1
 
 
 # What a run says

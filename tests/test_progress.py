@@ -76,17 +76,17 @@ def test_the_faster_precision_of_a_cpu_is_named(tmp_path, monkeypatch, capsys, p
 @pytest.mark.parametrize(
     ("niter", "steps_per_epoch", "options", "lines"),
     [
-        (25, 80, {}, ["2,000 steps in 25 epochs; weights of 25 checkpoints: 0.10 GB"]),
-        (25, 1, {}, ["25 steps in 25 epochs; weights of 25 checkpoints: 0.10 GB", "--niter 2000 --save-every 80"]),
-        (2, 469, {}, ["938 steps in 2 epochs; weights of 2 checkpoints: 0.01 GB", "for example with --niter 5"]),
-        (1, 9999, {}, ["9,999 steps in 1 epoch; weights of 1 checkpoint: 0.00 GB"]),
+        (25, 80, {}, ["2,000 steps in 25 epochs; weights of 25 checkpoints: 100 MB"]),
+        (25, 1, {}, ["25 steps in 25 epochs; weights of 25 checkpoints: 100 MB", "--niter 2000 --save-every 80"]),
+        (2, 469, {}, ["938 steps in 2 epochs; weights of 2 checkpoints: 8 MB", "for example with --niter 5"]),
+        (1, 9999, {}, ["9,999 steps in 1 epoch; weights of 1 checkpoint: 4 MB"]),
         (2000, 9, {}, ["18,000 steps in 2,000 epochs; weights of 2,000 checkpoints: 8.03 GB", "--keep N"]),
         (2000, 9, {"save_every": 3}, ["18,000 steps in 2,000 epochs; weights of 667 checkpoints: 2.68 GB"]),
         (
             2000,
             9,
             {"keep": 10},
-            ["18,000 steps in 2,000 epochs; weights of the newest 10 of 2,000 checkpoints: 0.04 GB"],
+            ["18,000 steps in 2,000 epochs; weights of the newest 10 of 2,000 checkpoints: 40 MB"],
         ),
     ],
 )

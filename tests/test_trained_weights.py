@@ -13,7 +13,7 @@ SIZES = {"faces": 64, "faces128": 128, "cartoon": 64}
 
 @pytest.mark.parametrize(("name", "size"), SIZES.items())
 def test_weights_generate_the_stored_images(name, size):
-    """Seeds 0 and 1, beside each other; within 2 of 256 levels, for processors differ in the last bits."""
+    """Seeds 0 and 1, beside each other; at most 2 of 255 levels apart, because processors differ in the last bits."""
     netG = load_generator(ROOT / "media" / f"{name}.pth")
     assert netG.image_size == size
     assert all(weight.dtype == torch.float32 for weight in netG.parameters())
