@@ -55,7 +55,7 @@ class ReadSettings:
     crop: int = 0  # use only the centre of each image, a square of this side; 0: use all
     classes: str = "bedroom"  # of lsun, separated by commas
     formats: int = 2  # 2: all image formats; 1: the images that FolderSource.by_old_rules takes, for old runs
-    pixel_range: tuple | list | None = None  # a PixelRange, or its values; None: that of the cached array, or of a survey
+    pixel_range: tuple | list | None = None  # the values of a PixelRange; None: of the cached array, or of a survey
 
 
 class PreparedImages:
