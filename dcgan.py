@@ -207,7 +207,7 @@ def restore(trainer, checkpoint, args):
     """Load a checkpoint into the trainer. Raises UserError if it does not fit."""
     try:
         trainer.load_state_dict(checkpoint)
-        before = len(checkpoint["noise"])
+        before = len(checkpoint["noise"])  # one random state for each process
     except (RuntimeError, ValueError, KeyError, TypeError, AttributeError):  # anything that is not as it was saved
         raise UserError(f"--resume: the checkpoint in {args.outf} does not fit these networks") from None
     if before != trainer.world_size and trainer.rank == 0:
@@ -216,7 +216,7 @@ def restore(trainer, checkpoint, args):
 
 
 def open_folder(run, checkpoint):
-    """Open the run folder and log of rank 0, and write its page; for a new run, save a checkpoint and real images."""
+    """Open the run folder and log of rank 0, with args.json, report.html and, of a new run, a checkpoint and a grid."""
     args = run.args
     initial = None if checkpoint else checkpoint_of(run)  # all processes call it
     if run.rank > 0:
@@ -363,7 +363,7 @@ def measure_fid(run, should_stop=lambda: False):
     if lowest:
         run.folder.save_weights("netG_best", accelerator.copy_to_cpu(dict(netG.state_dict())))
     run.log.add_measurement("fid", distance)
-    tqdm.write(f"Frechet distance {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
+    tqdm.write(f"FID {distance:.4g}" + (", the lowest so far: netG_best.pth" if lowest else ""))
     rows = [dict(row) for row in run.log.rows]
     run.folder.in_background(run.folder.draw, rows, run.epoch, run.epoch_step, run.steps_per_epoch)
 

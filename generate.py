@@ -47,7 +47,9 @@ def build_parser():
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
-    arithmetic = "add and subtract the mean latent vectors of groups of seeds, such as 1,5,9-2,4+7,8: arithmetic.png"
+    arithmetic = (
+        "add and subtract the means of groups of latent vectors, by seeds: 1,5-2,4 is (1,5) - (2,4): arithmetic.png"
+    )
     add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
     add(
         "--explore",

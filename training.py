@@ -154,7 +154,7 @@ class Trainer:
         return CapturedStep(self) if can_capture else None
 
     def close(self):
-        """Free what a process must not hold when it leaves its job. No more steps can follow in several processes."""
+        """Free the CUDA graph after the last step. NCCL lets no process end while a graph holds an all-reduce."""
         if self.captured_step:
             self.captured_step.release()
 
@@ -225,6 +225,7 @@ class Trainer:
         state = {name: copy_to_cpu(dict(part.state_dict())) for name, part in parts.items()}
         state |= {"steps": self.steps_taken, "contrast_factor": self.contrast_factor}
         state |= {"target_contrast": self.settings.target_contrast}
+        # "noise": the state of each process's random number generator, by rank
         return state | {"noise": all_gather_object(self.rng.get_state())}
 
     def load_state_dict(self, state):

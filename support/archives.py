@@ -73,7 +73,7 @@ class ArchiveSource(ImageFiles):
             raise ValueError("cannot identify image file") from None
 
     def content(self, i):
-        """Return the bytes of image i. Raises ValueError if it is no image, anything if it is damaged."""
+        """Return the bytes of image i. Raises ValueError if it is a link, too large or cut off; or anything else."""
         if self.last[0] == i:  # the first time it is decoded, the second time its digest is computed
             return self.last[1]
         member = self.members[self.names[i]]

@@ -1,7 +1,7 @@
 """Which epoch to keep: the Frechet distance of generated images to real ones (Heusel et al. 2017, arXiv:1706.08500).
 
-It compares means and covariances of the features of a network (equation 6). A DCGAN often peaks and then degrades; this
-number tells when.
+It compares means and covariances of the features of a network (equation 6). With few images, a DCGAN can peak and then
+degrade; this number tells when.
 """
 
 import importlib.util
@@ -96,7 +96,7 @@ class FidMeter:
             raise UserError(f"--fid: {why}; --fid 0 continues without it") from None
 
     def distance(self, netG, should_stop=lambda: False):
-        """Return the Frechet distance of G's images of seeds 0, 1, ... to the real ones (0 is best).
+        """Return the FID of G's images of seeds 0, 1, ... to the real ones (0 is best).
 
         Returns None if should_stop(). Raises UserError if the network takes too much memory.
         """

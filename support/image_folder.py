@@ -33,7 +33,7 @@ class ImageFiles(Source):
         Folders are relative to `root`. Those that are removed from the list are not entered. Raises UserError if there
         are no images.
         """
-        self.sort_files(walk)
+        self.classify_files(walk)
         self.names.sort()
         self.passed_over = describe_passed_over(self.other_files, self.other_folders)
         if not self.names:
@@ -46,7 +46,7 @@ class ImageFiles(Source):
                 f" {self.root}/any/name.jpg{found}"
             )
 
-    def sort_files(self, walk):
+    def classify_files(self, walk):
         """Add the files of `walk` that are images to `names`, and count the others."""
         extensions = OLD_EXTENSIONS if self.old_rules else readable_formats()
         for folder, subfolders, names in walk:
@@ -57,9 +57,9 @@ class ImageFiles(Source):
                 subfolders.clear()
                 continue
             if not self.old_rules:
-                derived = [name for name in subfolders if name.startswith(".") or name in DERIVED]
-                self.other_folders += [os.path.normpath(os.path.join(folder, name)) for name in derived]
-                subfolders[:] = [name for name in subfolders if name not in derived]
+                not_entered = [name for name in subfolders if name.startswith(".") or name in DERIVED]
+                self.other_folders += [os.path.normpath(os.path.join(folder, name)) for name in not_entered]
+                subfolders[:] = [name for name in subfolders if name not in not_entered]
             for name in names:
                 if extension_of(name) in extensions and not name.startswith("."):
                     self.names.append(os.path.normpath(os.path.join(folder, name)))

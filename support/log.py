@@ -65,7 +65,7 @@ class Log:
             self.file.close()
 
     def is_lowest(self, distance):
-        """Return whether a Frechet distance is lower than all in the log."""
+        """Return whether an FID is lower than all in the log."""
         return distance < min((row["fid"] for row in self.rows if "fid" in row), default=math.inf)
 
     def add_measurement(self, column, value):

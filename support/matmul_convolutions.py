@@ -23,11 +23,11 @@ def use_matmul_convolutions(net, device):
     gradients.
     """
     indices = [i for i, layer in enumerate(net.main) if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-    dense, strided = indices[:2] if net.main[indices[0]].transposed else indices[:-3:-1]
-    points, weights = net.main[dense].weight[0, 0].numel(), net.main[strided].weight[..., 0, 0].numel()
+    innermost, next_one = indices[:2] if net.main[indices[0]].transposed else indices[:-3:-1]
+    positions, weights = net.main[innermost].weight[0, 0].numel(), net.main[next_one].weight[..., 0, 0].numel()
     # 512 x 256 on 5 x 5 gains; on 6 x 6 it does not.
-    both = device.type == "cpu" and weights > 5_000 * points and is_intel()
-    for i in [dense, strided] if both else [dense]:
+    both = device.type == "cpu" and weights > 5_000 * positions and is_intel()
+    for i in [innermost, next_one] if both else [innermost]:
         net.main[i] = as_matmul(net.main[i])
 
 
@@ -59,8 +59,8 @@ class MatmulConv2d(nn.Conv2d):
         if not self.training:
             return super().forward(x)
         x, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1).flatten(1)  # (C', k k C)
-        dense = self.stride == (1, 1)
-        rows, side = (x.flatten(1), 1) if dense else (Im2col.apply(x), x.shape[1] // 2)
+        is_innermost = self.stride == (1, 1)
+        rows, side = (x.flatten(1), 1) if is_innermost else (Im2col.apply(x), x.shape[1] // 2)
         return (rows @ weight.T).view(len(x), side, side, -1).permute(0, 3, 1, 2)
 
 
@@ -74,8 +74,8 @@ class MatmulConvTranspose2d(nn.ConvTranspose2d):
         if not self.training:
             return super().forward(x)
         weight = self.weight.permute(0, 2, 3, 1).flatten(1)  # (C, k k C')
-        rows, dense = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight, self.stride == (1, 1)
-        y = rows.view(len(x), *self.kernel_size, -1) if dense else Col2im.apply(rows, x.shape[2])
+        rows, is_innermost = x.permute(0, 2, 3, 1).flatten(0, 2) @ weight, self.stride == (1, 1)
+        y = rows.view(len(x), *self.kernel_size, -1) if is_innermost else Col2im.apply(rows, x.shape[2])
         return y.permute(0, 3, 1, 2)
 
 

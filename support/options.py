@@ -36,7 +36,7 @@ def build_parser(description, datasets):
     add("--dataroot", type=expanduser, metavar="PATH", help=text)
     add("--classes", default="bedroom", metavar="A,B", help=f"classes of lsun, separated by commas {default}")
     add("--imageSize", dest="image_size", type=count, default=64, metavar="N", help=f"height and width {default}")
-    text = "use only the centre of each image, N x N, before resizing (CelebA: often 108 or 140); off: 0"
+    text = "use only the centre of each image, N x N, before resizing (CelebA: often 108 or 140; default: 0, off)"
     add("--crop", type=number(int, 0), default=0, metavar="N", help=text)
     text = f"channels: 1 grey, 3 RGB (default for {', '.join(GREY)}: 1, otherwise: 3)"
     add("--nc", type=int, choices=(1, 3), help=text)
@@ -78,7 +78,7 @@ def add_training_options(parser):
     add("--accel", action="store_true", help="train on the accelerator that torch finds: cuda, mps, xpu")
     add("--ngpu", type=count, default=1, metavar="N", help=f"number of processes; on CUDA, each uses one GPU {default}")
     add("--sync-bn", action="store_true", help="batch norm over the whole batch instead of each process's shard")
-    text = "precision of the networks (default: bf16 on a CUDA GPU that has it, otherwise fp32, on NVIDIA with TF32)"
+    text = "precision (default: bf16 on a CUDA GPU that has it, otherwise fp32, which uses TF32 on NVIDIA GPUs)"
     add("--precision", choices=("fp32", "bf16"), help=text)
     text = "compile the networks: half a minute, then faster on a GPU, not on a CPU (default: no)"
     add("--compile", action=argparse.BooleanOptionalAction, default=False, help=text)
@@ -91,7 +91,7 @@ def add_training_options(parser):
     text = "keep only the weights of the newest N checkpoints; remove the run's older ones (default: 0, all)"
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
-    text = "measure FID with N samples at each checkpoint; needs torchmetrics; off: 0"
+    text = "measure FID with N samples at each checkpoint; needs torchmetrics (default: 0, off)"
     add("--fid", type=number(int, 0), default=0, metavar="N", help=text)
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
 

@@ -11,7 +11,7 @@ ROWS = 256  # scaled at a time, to need little more memory than the image
 
 
 class PixelRange(NamedTuple):
-    """What becomes 0 to 255: of integers, 0 to 2**bits - 1; of floats, and of integers without bits, low to high.
+    """What becomes 0 to 255: of integers, 0 to 2**bits - 1; of floats, and of integers if bits is None, low to high.
 
     Without low and high, Pillow cuts floats off at 0 and 255.
     """

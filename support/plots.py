@@ -21,7 +21,7 @@ CURVES = (  # subplot, column of the log, colour, legend
     (1, "D_G_z2", "tab:purple", "D(G(z)) after D's update"),
 )
 MEASURED_CURVES = (  # of what is measured at saves: column of the log, colour, label
-    ("fid", "tab:brown", "Fréchet distance"),
+    ("fid", "tab:brown", "FID"),
     ("contrast", "tab:gray", "contrast of G as trained\n/ of training images"),
 )
 

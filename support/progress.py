@@ -12,7 +12,7 @@ from support.distributed import all_gather_object
 from support.errors import counted
 
 ENOUGH_STEPS = 2000  # after fewer, images are seldom good
-MUCH_GIGABYTES = 5  # of weights
+LARGE_WEIGHTS = 5  # gigabytes
 HINT_STEPS = 500  # steps in a row that D must win
 HINT = (
     f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
@@ -79,7 +79,7 @@ def describe_length(run):
         print(
             f"note: {steps:,} steps are few: a DCGAN needs about {ENOUGH_STEPS:,} or more, for example with {options}"
         )
-    if gigabytes > MUCH_GIGABYTES:
+    if gigabytes > LARGE_WEIGHTS:
         print("note: these weights take much space; --save-every N saves less often, --keep N keeps the newest N")
 
 
@@ -103,6 +103,7 @@ def D_wins(rows):
     """Return whether, in the last HINT_STEPS steps of the log's rows, D(G(z)) was below 0.02 and the loss of G grew."""
     rows = [row for row in rows if row["step"] > rows[-1]["step"] - HINT_STEPS]
     middle = len(rows) // 2
+    # A row covers the steps since the row before it; the first is taken to cover as many as the second.
     steps = rows[-1]["step"] - rows[0]["step"] + rows[1]["step"] - rows[0]["step"] if middle else 0
     if steps < 0.8 * HINT_STEPS or any(row["D_G_z1"] >= 0.02 for row in rows):
         return False

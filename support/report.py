@@ -78,12 +78,12 @@ def state(ended):
 
 
 def facts(rows, epoch, step, steps_per_epoch, settings, ended):
-    """Return texts on the run's progress, remaining time, speed and Frechet distances."""
+    """Return texts on the run's progress, remaining time, speed and FID."""
     part = f" and {step:,} of {counted(steps_per_epoch, 'step')}" if step else ""
     found = [f"{epoch:,} of {counted(settings['niter'], 'epoch')}{part}"]
     left = seconds_for((settings["niter"] - epoch) * steps_per_epoch - step, rows)
     if left and not ended:
-        without = ", not counting Fréchet distances" if settings["fid"] else ""
+        without = ", not counting FID" if settings["fid"] else ""
         found.append(f'<span id="left">about {duration(left)} left{without}</span>')
     if rows:
         found.append(f"{speed(rows):,.0f} images/s")
@@ -92,7 +92,7 @@ def facts(rows, epoch, step, steps_per_epoch, settings, ended):
         best = min(measured, key=lambda row: row["fid"])
         lowest = f"lowest {best['fid']:.4g} after {counted(best['epoch'] + 1, 'epoch')}"
         lowest = "the lowest so far" if best is measured[-1] else lowest
-        found.append(f"Fréchet distance {measured[-1]['fid']:.4g}, {lowest}")
+        found.append(f"FID {measured[-1]['fid']:.4g}, {lowest}")
     return found
 
 
@@ -133,7 +133,7 @@ def saved_grids(folder):
 def usual_interval(folder, grids, expected):
     """Return the usual seconds between two saves, as the newest grids' times tell, or `expected` if that is more.
 
-    Returns None if neither is known. The grids' times include the time that Frechet distances take.
+    Returns None if neither is known. The grids' times include the time that FIDs take.
     """
     times = [(folder / grid_name(epoch)).stat().st_mtime for epoch in grids[-RECENT:]]
     between = [after - before for before, after in zip(times, times[1:], strict=False)]

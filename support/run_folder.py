@@ -107,7 +107,7 @@ class RunFolder:
         even if that was done less than PLOT_SECONDS ago.
         """
         if weights:
-            epoch = state["epoch"] - (state["step"] == 0)
+            epoch = state["epoch"] - (state["step"] == 0)  # from 0: the one that has ended, or a dry run has begun
             for name in weights:
                 self.save_weights(f"{name}_epoch_{epoch}", weights[name])
             self.saved_epochs = [*(e for e in self.saved_epochs if e != epoch), epoch]

@@ -82,7 +82,7 @@ def newest_weights(folder, role, average):
     """Return the file of a run folder with the newest weights of `role`, "netG" or "netD".
 
     That is a weights file of an epoch, or a checkpoint if it is newer. With `average`, it is netG_best.pth if that
-    exists: the weights with the lowest Frechet distance.
+    exists: the weights with the lowest FID.
     """
     if average and role == "netG" and (folder / "netG_best.pth").is_file():
         return folder / "netG_best.pth"

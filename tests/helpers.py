@@ -199,7 +199,7 @@ def random_batches(count, size=6, seed=3):
 
 
 def small_trainer(seed=0, **settings):
-    """Return a Trainer of `networks`, in fp32 with two innermost layers of each multiplied, as in wider networks."""
+    """Return a Trainer of `networks`, in fp32, the two innermost layers of each are matrix products."""
     settings = TrainerSettings(**({"lr": 0.002, "ema": 0.9, "seed": 7} | settings))
     trainer = Trainer(*networks(seed), torch.device("cpu"), settings)
     if settings.precision == "fp32" and not settings.compile:

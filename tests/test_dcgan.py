@@ -157,7 +157,7 @@ def stopped(tmp_path_factory):
 
 
 @pytest.mark.usefixtures("stopped")
-def test_the_run_folder_holds_what_the_readme_says(unbroken):
+def test_the_run_folder_holds_what_files_md_says(unbroken):
     names = [f"{net}_epoch_{epoch}.pth" for net in ("netG", "netD", "netG_ema") for epoch in range(EPOCHS)]
     names += [f"fake_samples_epoch_{epoch:03d}.png" for epoch in range(EPOCHS)]
     names += ["args.json", "checkpoint.prev.pth", "checkpoint.pth", "log.csv", "losses.png", "progress.gif"]

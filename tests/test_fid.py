@@ -243,9 +243,9 @@ def test_a_run_keeps_the_best_epoch(tmp_path, monkeypatch, capsys):
     assert_same(best, epochs[1])
     assert_same(load_generator(folder).state_dict(), best)
     assert_same(load_generator(folder, average=False).state_dict(), torch.load(folder / "netG_epoch_2.pth"))
-    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Frechet")]
+    printed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("FID")]
     lowest = ", the lowest so far: netG_best.pth"
-    assert printed == [f"Frechet distance 3{lowest}", f"Frechet distance 1{lowest}", "Frechet distance 2"]
+    assert printed == [f"FID 3{lowest}", f"FID 1{lowest}", "FID 2"]
     # Resumed, it keeps the distances before, and compares with them.
     assert run_dcgan(folder, "--resume", "--niter", 4) == 0
     assert distances_of(folder) == {0: 3.0, 1: 1.0, 2: 2.0, 3: 1.5}

@@ -329,7 +329,7 @@ def test_programs_refuse_in_one_line(tmp_path, isolated, capsys):
         ({"params": {"latent_dim": 5}}, "latent_dim 5"),
     ],
 )
-def test_settings_that_say_another_size_are_believed(tmp_path, settings, words):
+def test_settings_that_contradict_the_weights_are_refused(tmp_path, settings, words):
     path = saved(tmp_path, {"generator": OtherGenerator().state_dict()} | settings)
     with pytest.raises(UserError, match=words) as refusal:
         load_generator(path)

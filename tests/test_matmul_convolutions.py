@@ -65,7 +65,7 @@ def test_networks_keep_their_weights_and_names(kind):
     assert not any(layer.training for layer in net.modules())
 
 
-def test_on_cuda_only_the_dense_layer_is_a_product(monkeypatch):
+def test_on_cuda_only_the_innermost_layer_is_a_product(monkeypatch):
     monkeypatch.setattr(matmul_convolutions, "is_intel", lambda: True)
     for net, kind, place in ((Generator(), MatmulConvTranspose2d, 0), (Discriminator(), MatmulConv2d, -2)):
         use_matmul_convolutions(net, torch.device("cuda"))

@@ -104,13 +104,13 @@ def test_curves_show_every_column_of_the_log_over_the_epochs(tmp_path, figures):
     Image.open(tmp_path / "losses.png").load()
 
 
-def test_frechet_distances_get_a_subplot_of_their_own(tmp_path, figures):
+def test_fids_get_a_subplot_of_their_own(tmp_path, figures):
     distances = {200: 90.0, 400: 40.0, 600: 50.0}
     rows = [row_of(step, columns_without(), distances.get(step)) for step in range(50, 601, 50)]
     plot_losses(tmp_path / "losses.png", rows, 200)
     labelled, _ = curves_of(figures[0])
     assert len(figures[0].axes) == 3
-    ((subplot, x, y),) = [curve for label, curve in labelled.items() if "distance" in label]
+    ((subplot, x, y),) = [curve for label, curve in labelled.items() if "FID" in label]
     assert (subplot, x.tolist(), y.tolist()) == (2, [1.0, 2.0, 3.0], [90.0, 40.0, 50.0])
     assert figures[0].axes[2].get_ylim()[0] == 0
 

@@ -211,7 +211,7 @@ def test_the_time_left_follows_from_the_speed_and_the_images_left(tmp_path):
     assert page.values()["title"] == "25% out"
     make_folder(tmp_path / "measured", fid=100)
     write_report(tmp_path / "measured" / "report.html", rows_of(10), 4, 9, 10)
-    assert Page(tmp_path / "measured" / "report.html").text_of("left").endswith("left, not counting Fréchet distances")
+    assert Page(tmp_path / "measured" / "report.html").text_of("left").endswith("left, not counting FID")
 
 
 @pytest.mark.parametrize(
@@ -278,10 +278,10 @@ def test_missing_columns_and_values_that_are_not_finite_leave_gaps(tmp_path):
             (pytest.approx(4, abs=0.01), pytest.approx(40, abs=0.2)),
         ]
     }
-    assert "Fréchet distance 40, the lowest so far" in Page(path).text_of("status")
+    assert "FID 40, the lowest so far" in Page(path).text_of("status")
     rows[7]["fid"] = 90.0
     write_report(path, rows, 4, 0, 10)
-    assert "Fréchet distance 90, lowest 80 after 2 epochs" in Page(path).text_of("status")
+    assert "FID 90, lowest 80 after 2 epochs" in Page(path).text_of("status")
 
 
 def test_a_column_that_is_added_to_the_table_is_drawn(tmp_path, monkeypatch):

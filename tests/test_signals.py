@@ -32,7 +32,7 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "stored\n", "")
 
 
-def test_a_patient_one_survives_a_second_signal():
+def test_with_ignore_repeats_a_second_signal_ends_nothing():
     with StopSignal(ignore_repeats=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
         os.kill(os.getpid(), signal.SIGTERM)
