@@ -347,6 +347,7 @@ def checkpoint_of(run):
     """Return a checkpoint of the run. With several processes, all must call it."""
     options = {name: getattr(run.args, name) for name in SAVED_OPTIONS} | absolute_folders(run.args)
     options["fid"] = run.args.fid or run.fid_samples
+    # "step": steps finished in the current epoch; the trainer's "steps": in all epochs, as "step" in log.csv.
     position = {"epoch": run.epoch, "step": run.epoch_step}
     # "pictures": how many images there are; "data": hashes of their files; "reading": how they are read.
     images = {"pictures": len(run.images), "data": run.images.fingerprints, "reading": run.images.reading}

@@ -48,8 +48,9 @@ def build_parser():
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
     arithmetic = (
-        "add and subtract the means of groups of latent vectors, by seeds: 1,5-2,4 is (1,5) - (2,4): arithmetic.png"
+        "write arithmetic.png: sums of means of latent vectors; 1,5-2,4 is the mean of seeds 1 and 5 minus that"
     )
+    arithmetic += " of 2 and 4"
     add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
     add(
         "--explore",

@@ -169,7 +169,7 @@ def load_generator(path, average=True):
     a checkpoint; or a run folder.
     average: return the generator to sample from. That is the averaged one rather than the plain one; in a run folder,
     netG_best.pth, or else the newest weights; in a checkpoint, the weights with its contrast factor applied. Without
-    `average`, return the plain generator as it is trained.
+    `average`, prefer the plain generator, and return the weights as the file holds them.
     Prints what it assumes about another program's network, such as its activations, since weights do not tell. Raises
     UserError if there is no generator, or if its weights have other shapes or are not finite.
     """

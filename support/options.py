@@ -91,7 +91,7 @@ def add_training_options(parser):
     text = "keep only the weights of the newest N checkpoints; remove the run's older ones (default: 0, all)"
     add("--keep", type=number(int, 0), default=0, metavar="N", help=text)
     add("--log-every", type=count, default=10, metavar="N", help=f"write a row of log.csv every N steps {default}")
-    text = "measure FID with N samples at each checkpoint; needs torchmetrics (default: 0, off)"
+    text = "measure FID with N samples at each checkpoint; needs torchmetrics[image] (default: 0, off)"
     add("--fid", type=number(int, 0), default=0, metavar="N", help=text)
     add("--dry-run", action="store_true", help="take one step, write all files, and stop")
 

@@ -44,7 +44,8 @@ def describe(run, resumed):
     if not args.dry_run and run.epoch < args.niter:
         describe_length(run)
     if run.epoch >= args.niter:
-        print(f"nothing to do: {args.outf} has its {counted(run.epoch, 'epoch')}; a larger --niter continues it")
+        done = counted(run.epoch, "epoch")
+        print(f"nothing to do: the run in {args.outf} has finished {done}; an --niter above that continues it")
     elif resumed:
         print(f"resuming at epoch {run.epoch + 1}, step {run.epoch_step + 1}; --niter is {args.niter}")
     for note in run.images.notes:

@@ -17,7 +17,7 @@ from support.plots import plot_losses, save_grid
 from support.report import write_report
 from support.weights import read_file
 
-PLOT_SECONDS = 30  # between two plots, at least: each holds the interpreter, and so training, for half a second
+PLOT_SECONDS = 30  # between two plots, at least: each holds the GIL, and so stops training, for half a second
 
 
 class RunFolder:
@@ -107,7 +107,7 @@ class RunFolder:
         even if that was done less than PLOT_SECONDS ago.
         """
         if weights:
-            epoch = state["epoch"] - (state["step"] == 0)  # from 0: the one that has ended, or a dry run has begun
+            epoch = state["epoch"] - (state["step"] == 0)  # from 0: the one that has ended or, in a dry run, begun
             for name in weights:
                 self.save_weights(f"{name}_epoch_{epoch}", weights[name])
             self.saved_epochs = [*(e for e in self.saved_epochs if e != epoch), epoch]
