@@ -47,10 +47,8 @@ def build_parser():
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
-    arithmetic = (
-        "write arithmetic.png: sums of means of latent vectors; 1,5-2,4 is the mean of seeds 1 and 5 minus that"
-    )
-    arithmetic += " of 2 and 4"
+    arithmetic = "add and subtract means of latent vectors: 1,5-2,4 is the mean of seeds 1 and 5 minus that of 2 and 4;"
+    arithmetic += " writes arithmetic.png"
     add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
     add(
         "--explore",
