@@ -218,7 +218,9 @@ def test_neither_flaws_nor_many_workers_make_libraries_write(workers, tmp_path, 
     images = load_images("folder", tmp_path / "in", 16, workers=workers)
     assert contents(images) == expected_contents(paths)
     assert len(images.skipped) == 3
-    assert (capfd.readouterr().err, recwarn.list) == ("", [])
+    messages = [str(warning.message) for warning in recwarn]  # Python 3.12 warns of a fork beside pytest's threads
+    assert [message for message in messages if "use of fork() may lead to deadlocks" not in message] == []
+    assert capfd.readouterr().err == ""
 
 
 def test_if_no_image_can_be_read_it_says_so(tmp_path):
