@@ -92,7 +92,7 @@ def main(argv=None):
         if distributed.is_lost_process(error):
             return fail("another process of this job has ended, so this one ends; saved files are intact", 1)
         if args and accelerator.is_out_of_memory(error):
-            return fail(f"out of memory with --batchSize {args.batch_size}; start again with a smaller one", 1)
+            return fail(f"out of memory with --batchSize {args.batch_size}; try fewer, in another --outf", 1)
         raise
 
 

@@ -14,7 +14,7 @@ from support.fid import check_installed
 from support.image_sizes import check_image_size
 from support.run_folder import RunFolder
 
-# Options that a resumed run takes from its checkpoint. FIXED_OPTIONS cannot change; the others can be given again.
+# Options that a resumed run takes from its checkpoint. FIXED_OPTIONS keep their values; others can get new ones.
 FIXED_OPTIONS = ("dataset", "classes", "image_size", "nc", "crop", "nz", "ngf", "ndf")
 FIXED_OPTIONS += ("batch_size", "lr", "beta1", "ema", "flip", "augment", "sync_bn", "manual_seed")
 SAVED_OPTIONS = (*FIXED_OPTIONS, "contrast", "precision", "compile", "dataroot", "cache", "workers")
@@ -65,7 +65,7 @@ def add_training_options(parser):
     add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"total batch size {default}")
     add("--lr", type=number(float, 0), default=0.0002, help=f"learning rate {default}")
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
-    add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average; off: 0 {default}")
+    add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's exponential moving average {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
     augment = f"augment what D sees, for few images: color, translation, cutout, or several as A,B {default}"
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)

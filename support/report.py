@@ -74,7 +74,8 @@ def state(ended):
         return '<strong class="running">Running</strong>'
     if ended in ("finished", "dry run"):
         return f"<strong>{ended.capitalize()}</strong>"
-    return f'<strong class="stopped">Stopped by {ended}</strong>; <code>--resume</code> continues it'
+    advice = "its output says why" if ended == "an error" else "<code>--resume</code> continues it"
+    return f'<strong class="stopped">Stopped by {ended}</strong>; {advice}'
 
 
 def facts(rows, epoch, step, steps_per_epoch, settings, ended):
