@@ -65,7 +65,7 @@ def add_training_options(parser):
     add("--batchSize", dest="batch_size", type=count, default=128, metavar="N", help=f"total batch size {default}")
     add("--lr", type=number(float, 0), default=0.0002, help=f"learning rate {default}")
     add("--beta1", type=number(float, 0, 1), default=0.5, help=f"Adam's beta1; its beta2 is 0.999 {default}")
-    add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's exponential moving average {default}")
+    add("--ema", type=number(float, 0, 1), default=0.99, help=f"decay of G's moving average (EMA); off: 0 {default}")
     add("--flip", action="store_true", help="mirror each image, left to right, with probability 0.5")
     augment = f"augment what D sees, for few images: color, translation, cutout, or several as A,B {default}"
     add("--augment", type=ordered_names, default="none", metavar="A,B", help=augment)
