@@ -250,9 +250,9 @@ def train(run):
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
     finally:
-        run.trainer.close()
         if run.rank == 0:
             update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
+    run.trainer.close()  # not after an error: it waits for the device, which may wait for a lost process
     if run.rank == 0:
         describe_end(run, ended)
     return 128 + signum if signum and run.epoch < args.niter else 0

@@ -62,7 +62,7 @@ def describe_processes(run):
 
 
 def describe_length(run):
-    """Print how many steps a dcgan.Run takes in all and how many GB its weights fill, with advice if it is unusual."""
+    """Print how many steps a dcgan.Run takes and the size of its weights, with advice if that is unusual."""
     args, steps = run.args, run.args.niter * run.steps_per_epoch
     saves = math.ceil(args.niter / args.save_every)
     kept = min(saves, args.keep or saves)
