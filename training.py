@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from models import set_batch_norm_statistics
 from support.accelerator import copy_to_cpu, fastest_memory_format, to_device
 from support.augmentation import Augmentation
-from support.captured_step import CapturedStep
+from support.captured_step import CapturedStep, graph_branch
 from support.contrast import find_contrast_factor, with_contrast_factor
 from support.distributed import (
     all_gather_object,
@@ -59,8 +59,10 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=NO_AUTOCAST
     netD.requires_grad_(True)
     optimizerD.zero_grad()
     with autocast:
+        with graph_branch(real.device) as join:  # a GPU computes D(x) and G(z) at the same time
+            real_logits = netD.logits(augment(real))
         fake = netG(z)
-        real_logits = netD.logits(augment(real))
+        join()
         fake_logits = netD.logits(augment(fake.detach()))  # a pass of its own: batch norm must not mix them
     loss_D_real, loss_D_fake = bce(real_logits, 1), bce(fake_logits, 0)
     loss_D = loss_D_real + loss_D_fake

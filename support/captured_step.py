@@ -1,6 +1,9 @@
 """A training step as one CUDA graph."""
 
+import contextlib
+import functools
 import sys
+import warnings
 
 import torch
 
@@ -47,7 +50,12 @@ class CapturedStep:
         self.set_capturable(True)
         try:
             # thread_local: what other threads do, such as NCCL's watchdog, does not end the capture.
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
+            with (
+                warnings.catch_warnings(),
+                torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"),
+            ):
+                # D's gradients come from two streams, as they should: see graph_branch.
+                warnings.filterwarnings("ignore", "The AccumulateGrad node's stream does not match")
                 self.result = trainer.eager_step(self.batch)
         except RuntimeError as error:
             # Before PyTorch 2.14, a failed capture leaves its stream current and the generator in capturing state.
@@ -82,3 +90,19 @@ class CapturedStep:
         for optimizer in (self.trainer.optimizerG, self.trainer.optimizerD):
             for group in optimizer.param_groups:
                 group["capturable"] = value
+
+
+@contextlib.contextmanager
+def graph_branch(device):
+    """While a CUDA graph is captured, make this block, and its part of the gradients, a branch of the graph.
+
+    A GPU can then compute it at the same time as what follows the block, up to the call of the function that this
+    context returns. Without a capture, nothing changes.
+    """
+    if device.type != "cuda" or not torch.cuda.is_current_stream_capturing():
+        yield lambda: None
+        return
+    main, side = torch.cuda.current_stream(), torch.cuda.Stream(device)
+    side.wait_stream(main)
+    with torch.cuda.stream(side):
+        yield functools.partial(main.wait_stream, side)

@@ -161,24 +161,54 @@ def nccl(device):
 
 def gloo(device):
     """Two ranks on one device over gloo end up with the same weights."""
+    two_ranks("gloo", device)
+
+
+def nccl_two_ranks(device):
+    """Two ranks over NCCL, on two GPUs or on one (NCCL 2.30 or newer): captured steps equal those without a graph."""
+    for sync_bn in (False, True):
+        captured, plain = (two_ranks("nccl", device, sync_bn=sync_bn, eager=eager) for eager in (False, True))
+        assert captured == plain, (captured, plain)
+
+
+def two_ranks(backend, device, **options):
+    """Train in two processes; check that their weights are equal; return the sum of the weights."""
     with one_free_port() as port:
-        jobs = [os.environ | {"RANK": str(rank), "WORLD_SIZE": "2", "PORT": str(port)} for rank in (0, 1)]
+        job = {"WORLD_SIZE": "2", "PORT": str(port), "BACKEND": backend, "NCCL_MULTI_RANK_GPU_ENABLE": "1"}
+    job |= {name.upper(): "1" for name, value in options.items() if value}
     command = [sys.executable, __file__, "--device", device.type, "--rank-of-two"]
-    processes = [subprocess.Popen(command, env=job, stdout=subprocess.PIPE, text=True) for job in jobs]
+    processes = [
+        subprocess.Popen(command, env=os.environ | job | {"RANK": str(rank)}, stdout=subprocess.PIPE, text=True)
+        for rank in (0, 1)
+    ]
     outputs = [process.communicate(timeout=100)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     assert outputs[0] == outputs[1]
-    print(f"sum of the weights on both ranks: {outputs[0].strip()}")
+    print(f"{backend} {options or ''} on both ranks: {outputs[0].strip()}", flush=True)
+    return outputs[0].split()[-1]
 
 
 def rank_of_two(device):
+    """Be one of the processes that `two_ranks` starts: train, and print the sum of the weights."""
+    rank, on_nccl = int(os.environ["RANK"]), os.environ["BACKEND"] == "nccl"
+    if on_nccl and torch.cuda.device_count() > 1:
+        device = torch.device("cuda", rank)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+        torch.backends.cudnn.deterministic = True
+    backend = "cpu:gloo,cuda:nccl" if on_nccl else "gloo"
     method = f"tcp://localhost:{os.environ['PORT']}"
-    dist.init_process_group("gloo", init_method=method, rank=int(os.environ["RANK"]), world_size=2)
-    run = trainer(device, small=True, batch_size=8)
-    torch.manual_seed(dist.get_rank())
-    for _ in range(WARM_UP + 3):
+    dist.init_process_group(backend, init_method=method, rank=rank, world_size=2)
+    run = trainer(device, small=True, batch_size=8, sync_bn="SYNC_BN" in os.environ)
+    if "EAGER" in os.environ:
+        run.captured_step = None
+    torch.manual_seed(rank)
+    for _ in range(WARM_UP + 20):
         run.step(random_batch(run, 8))
-    print(weights_of(run).double().sum().item())
+    is_graph = bool(run.captured_step and run.captured_step.graph)
+    assert is_graph == (on_nccl and "EAGER" not in os.environ)
+    print(f"graph: {is_graph}, sum of the weights: {weights_of(run).double().sum().item()}")
+    run.close()
     dist.destroy_process_group()
 
 
@@ -223,6 +253,7 @@ PARTS = {  # seconds that each may take, and whether it runs without CUDA
     failing_capture: (30, False),
     nccl: (40, False),
     gloo: (60, True),
+    nccl_two_ranks: (120, False),
     whole_run: (120, True),
 }
 

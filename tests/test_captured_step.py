@@ -246,6 +246,21 @@ def test_the_generator_is_registered_before_pytorch_2_14_alone(monkeypatch, kind
     assert getattr(cuda.graphs[0], "registered", None) is (cuda.trainer.rng if kind is OldGraph else None)
 
 
+@pytest.mark.parametrize(("device", "capturing"), [("cuda", True), ("cuda", False), ("cpu", False)])
+def test_a_branch_of_a_graph_waits_for_what_is_before_it_and_is_waited_for(monkeypatch, device, capturing):
+    """Its block is on a stream of its own, in a capture alone."""
+    cuda, order = Cuda(monkeypatch), []
+    cuda.current.capturing = capturing
+    monkeypatch.setattr(Stream, "wait_stream", lambda stream, other: order.append((stream, other)))
+    with captured_step.graph_branch(torch.device(device)) as join:
+        side = cuda.current
+    assert cuda.current is cuda.default
+    assert order == ([(side, cuda.default)] if capturing else [])
+    join()
+    assert order[1:] == ([(cuda.default, side)] if capturing else [])
+    assert (side is not cuda.default) == capturing
+
+
 @pytest.mark.parametrize(
     ("device", "world_size", "backends", "captured"),
     [

@@ -1,12 +1,13 @@
 """What only a CUDA device can show: the captured step, images kept on the device, both programs."""
 
+import contextlib
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 import torch
-from helpers import ROOT, hashes, randomised
+from helpers import ROOT, assert_same, hashes, randomised
 
 import training as training_module
 from data import PreparedImages
@@ -68,6 +69,25 @@ def test_captured_steps_equal_plain_ones(precision, augment, capsys, recwarn):
         assert steps == {float(state["step"]) for state in other.state.values()} == {WARM_UP + 4.0}
     assert capsys.readouterr().err == ""
     assert [str(warning.message) for warning in recwarn] == []
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_a_branch_of_the_graph_changes_no_bit(monkeypatch, compiled):
+    """At the default size, where its kernels run at the same time as others."""
+
+    def states():
+        torch.manual_seed(0)
+        settings = {"augment": "translation", "shard_size": 128, "compile": compiled}
+        trainer = Trainer(Generator(), Discriminator(), torch.device("cuda"), TrainerSettings(**settings))
+        draw = torch.Generator().manual_seed(1)
+        for _ in range(WARM_UP + 20):
+            trainer.step(torch.randint(0, 256, (128, 3, 64, 64), dtype=torch.uint8, generator=draw))
+        assert trainer.captured_step.graph is not None
+        return trainer.state_dict()
+
+    branched = states()
+    monkeypatch.setattr(training_module, "graph_branch", lambda device: contextlib.nullcontext(lambda: None))
+    assert_same(branched, states())
 
 
 def test_smaller_batches_between_captured_steps():
