@@ -169,10 +169,10 @@ def check_same_images(images, checkpoint, outf):
     if before == now and not changed:
         return
     change = f"the run had {counted(before, 'image')}, now there are {now:,}"
-    advice = "remove those that were added" if now > before else "restore those it had"
+    advice = "remove those that were added" if now > before else "restore those of the run"
     if before == now:
         what = "names or sizes" if "files" in changed else "contents"
-        change = f"the run had {counted(before, 'image')} of other {what}"
+        change = f"there are still {counted(now, 'image')}, but their {what} have changed"
     elif data and not changed:
         raise UserError(
             f"--resume: {change} that can be read; repeat the run's --cache (--cache none also counts images that"

@@ -92,7 +92,7 @@ def main(argv=None):
         if distributed.is_lost_process(error):
             return fail("another process of this job has ended, so this one ends; saved files are intact", 1)
         if args and accelerator.is_out_of_memory(error):
-            return fail(f"out of memory with --batchSize {args.batch_size}; try fewer, in another --outf", 1)
+            return fail(f"out of memory with --batchSize {args.batch_size}; try a smaller one, in another --outf", 1)
         raise
 
 
@@ -181,8 +181,8 @@ def prepare_images(args, checkpoint):
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
     found = distributed.all_gather_object((len(images), images.fingerprints["files"]))
     if len(set(found)) > 1:
-        counts = [count for count, _ in found]
-        raise UserError(f"--dataroot {args.dataroot}: the processes find different images; how many each: {counts}")
+        counts = ", ".join(str(count) for count, _ in found)
+        raise UserError(f"--dataroot: the processes find different images: {counts}; names and sizes must be equal too")
     if len(images) < world_size:
         raise UserError(f"--ngpu: {world_size} processes are too many for {counted(len(images), 'image')}")
     return images

@@ -59,7 +59,7 @@ def train_step(netG, netD, optimizerG, optimizerD, real, z, autocast=NO_AUTOCAST
     netD.requires_grad_(True)
     optimizerD.zero_grad()
     with autocast:
-        with graph_branch(real.device) as join:  # a GPU computes D(x) and G(z) at the same time
+        with graph_branch(real.device) as join:  # in a CUDA graph, at the same time as G(z)
             real_logits = netD.logits(augment(real))
         fake = netG(z)
         join()

@@ -1,7 +1,7 @@
 """Differentiable augmentation (Zhao et al. 2020, arXiv:2006.10738), which makes it harder for D to memorise few images.
 
-D sees each image, real or generated, changed at random. A change is a function of images, (N, nc, s, s) in [-1, 1], and
-of parameters, one row an image. Gradients flow through it to the images, and so to G.
+D sees each image, real or generated, augmented at random. An augmentation is a function of images, (N, nc, s, s) in
+[-1, 1], and of parameters, one row an image. Gradients flow through it to the images, and so to G.
 """
 
 import argparse

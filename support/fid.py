@@ -93,7 +93,7 @@ class FidMeter:
             if not is_out_of_memory(error):
                 raise
             why = f"{self.device} has too little memory for {BATCH} images in Inception"
-            raise UserError(f"--fid: {why}; --fid 0 continues without it") from None
+            raise UserError(f"--fid: {why}; leave it out, or continue this run with --resume --fid 0") from None
 
     def distance(self, netG, should_stop=lambda: False):
         """Return the FID of G's images of seeds 0, 1, ... to the real ones (0 is best).

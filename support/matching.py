@@ -129,7 +129,9 @@ def network_of_shapes(network_class, state):
             net = network_class(**sizes)
     except UserError:
         size = sizes["image_size"]
-        raise Mismatch(f"it has {len(convolutions)} convolutions, for images of {size} x {size}") from None
+        raise Mismatch(
+            f"its {len(convolutions)} convolutions are for images of {size} x {size}, larger than 1024 x 1024"
+        ) from None
     expected = net.state_dict()
     for layer, (ours, their) in enumerate(zip(layers_of(expected)[0], convolutions, strict=True)):
         tensor_of_shape(state, their, expected[ours].shape, layer)

@@ -146,7 +146,7 @@ def check_layout(path, shape):
     if not math.prod(shape):
         raise UserError(f"{start} holds no images")
     if height * width > Image.MAX_IMAGE_PIXELS:
-        raise UserError(f"{start} holds too large images: more than {Image.MAX_IMAGE_PIXELS:,} pixels")
+        raise UserError(f"{start} holds images that are too large: more than {Image.MAX_IMAGE_PIXELS:,} pixels each")
     return layout
 
 

@@ -147,7 +147,11 @@ def options_without_effect(args, world_size):
         ("crop", args.dataset in ("cartoon", "fake"), f"{args.dataset} images are made in the size of --imageSize"),
         ("classes", args.dataset != "lsun" and args.classes != "bedroom", "only --dataset lsun has classes"),
         ("sync_bn", max(args.ngpu, world_size) == 1, "one process has the whole batch; --ngpu N starts N processes"),
-        ("ngpu", world_size > 1 and args.ngpu not in (1, local, world_size), f"torchrun has started {world_size}"),
+        (
+            "ngpu",
+            world_size > 1 and args.ngpu not in (1, local, world_size),
+            f"torchrun has started {world_size} processes",
+        ),
     )
 
 

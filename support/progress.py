@@ -36,7 +36,7 @@ def describe(run, resumed):
     if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
     if args.precision == "fp32" and device.type == "cpu" and cpu_has_bfloat16():
-        print("note: this CPU has bfloat16 arithmetic: --precision bf16 is about 1.6 times as fast, and as good")
+        print("note: this CPU has bfloat16 arithmetic: --precision bf16 is 1.5 to 1.9 times as fast, and as good")
     if args.resume and not resumed:
         print(f"note: --resume: {args.outf} holds no run yet; this starts one")
     if len(run.images) < args.batch_size:

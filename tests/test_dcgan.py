@@ -539,7 +539,9 @@ def test_too_little_memory_is_told_in_one_line(tmp_path, few_steps, monkeypatch,
 
     monkeypatch.setattr(dcgan.Trainer, "step", step)
     assert run_dcgan(tmp_path / "out", *few_steps) == 1
-    assert capsys.readouterr().err == "dcgan.py: out of memory with --batchSize 32; try fewer, in another --outf\n"
+    assert (
+        capsys.readouterr().err == "dcgan.py: out of memory with --batchSize 32; try a smaller one, in another --outf\n"
+    )
 
 
 def test_too_little_memory_for_a_checkpoint_is_told_in_one_line(tmp_path, few_steps, monkeypatch, capsys):
@@ -553,7 +555,9 @@ def test_too_little_memory_for_a_checkpoint_is_told_in_one_line(tmp_path, few_st
 
     monkeypatch.setattr(support.files, "io", types.SimpleNamespace(BytesIO=SmallBytesIO))
     assert run_dcgan(tmp_path / "out", *few_steps) == 1
-    assert capsys.readouterr().err == "dcgan.py: out of memory with --batchSize 32; try fewer, in another --outf\n"
+    assert (
+        capsys.readouterr().err == "dcgan.py: out of memory with --batchSize 32; try a smaller one, in another --outf\n"
+    )
     assert list(tmp_path.rglob("*.pth")) == []
 
 

@@ -412,8 +412,16 @@ def test_jobs_that_cannot_work_are_refused(tmp_path, capsys, options, words):
     ("world_size", "others", "words"),
     [
         (1001, [], "1001 processes are too many for 1,000 images"),
-        (2, [(999, "a")], "--dataroot None: the processes find different images; how many each: [1000, 999]"),
-        (2, [(1000, "b")], "--dataroot None: the processes find different images; how many each: [1000, 1000]"),
+        (
+            2,
+            [(999, "a")],
+            "--dataroot: the processes find different images: 1000, 999; names and sizes must be equal too",
+        ),
+        (
+            2,
+            [(1000, "b")],
+            "--dataroot: the processes find different images: 1000, 1000; names and sizes must be equal too",
+        ),
     ],
 )
 def test_images_that_cannot_be_shared_are_refused(tmp_path, monkeypatch, world_size, others, words):

@@ -172,7 +172,7 @@ def test_a_run_folder_that_cannot_be_written_is_refused(runs):
 def test_too_little_memory_is_told_in_one_line(runs):
     """A layer's output alone takes 262 MB of the 400 that there are."""
     folder, _, errors = runs["memory"].result()
-    assert errors == "dcgan.py: out of memory with --batchSize 1000; try fewer, in another --outf\n"
+    assert errors == "dcgan.py: out of memory with --batchSize 1000; try a smaller one, in another --outf\n"
     assert (folder / "code").read_text() == "1\n"
     assert RunFolder(folder / "out").load_checkpoint()["steps"] == 0
 

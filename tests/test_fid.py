@@ -169,7 +169,10 @@ def test_too_little_memory_names_the_way_out(monkeypatch):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr(Corners, "forward", fail)
-    with pytest.raises(UserError, match=r"^--fid: cpu has too little memory .*; --fid 0 continues without it$"):
+    with pytest.raises(
+        UserError,
+        match=r"^--fid: cpu has too little memory .*; leave it out, or continue this run with --resume --fid 0$",
+    ):
         CornersMeter(random_images(9), 20, CPU, generate_images)
 
 

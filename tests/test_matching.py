@@ -247,7 +247,11 @@ REFUSED = {  # the loader, what makes the state, words of the message
         lambda: public(main_3_weight=torch.ones(16, 9, 4, 4)),
         ("main.3.weight", "16 x 9 x", "16 x 8 x 4 x 4"),
     ),
-    "too large": (G, lambda: {f"{i}.weight": torch.ones(2, 2, 5, 5) for i in range(9)}, ("9 con", "1280 x 1280")),
+    "too large": (
+        G,
+        lambda: {f"{i}.weight": torch.ones(2, 2, 5, 5) for i in range(9)},
+        ("9 con", "1280 x 1280", "1024 x 1024"),
+    ),
     "far too large": (G, lambda: {f"{i}.weight": torch.ones(1, 1, 4, 4) for i in range(20_000)}, ("20,000 con", "9")),
     "bias at the end": (G, lambda: with_last_bias(OtherGenerator()), ("tconv3.bias", "no batch norm")),
     "a last bias of nan": (G, lambda: with_last_bias(OtherGenerator(), torch.nan), ("tconv3.bias",)),

@@ -215,5 +215,5 @@ def test_a_run_resumes_with_the_array_moved_but_not_changed(tmp_path, capsys):
     assert_same_run(run, whole)
     for array, words in ((pixels(8, 16, 17, 3), "names or sizes"), (pixels(8, 16, 16, 3, seed=1), "contents")):
         save(path, array)
-        words = f"the run had 8 images of other {words}"
+        words = f"there are still 8 images, but their {words} have changed"
         assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume"), capsys, words)

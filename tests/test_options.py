@@ -276,7 +276,7 @@ def test_processes_that_a_launcher_started_share_the_batch(tmp_path, capsys, mon
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     for processes in (1, 2, 4):  # 2 on each of two machines
         assert parse(tmp_path, "--ngpu", processes, world_size=4)[0].ngpu == processes
-    words = "--ngpu has no effect here: torchrun has started 4"
+    words = "--ngpu has no effect here: torchrun has started 4 processes"
     assert_refused(lambda: parse(tmp_path, "--ngpu", 8, world_size=4), capsys, words)
     monkeypatch.delenv("LOCAL_WORLD_SIZE")
     words = "--batchSize 8 cannot be shared evenly by 3 processes (--ngpu); use 6 or 9"
