@@ -111,7 +111,7 @@ class PreparedImages:
 
     def decoded_batches(self, shards, order):
         known = set(self.skipped)
-        for batch, reports, _ in self.array.decode(shards, self.workers, order):
+        for batch, reports in self.array.decode_epoch(order, shards, self.workers):
             self.skipped += [report for report in dict.fromkeys(reports) if report not in known]
             known.update(reports)
             check_skipped(self.skipped, len(self))

@@ -37,33 +37,19 @@ def build_parser():
     description = "Generate images with a trained DCGAN; walk between latent vectors, add and subtract them."
     parser = Parser(prog="generate.py", description=description)
     add, count, seed = parser.add_argument, number(int, 1), number(int, 0, SEED_COUNT)
-    add(
-        "--load_path",
-        type=expanduser,
-        default="out",
-        metavar="PATH",
-        help="run folder, checkpoint or weights (default: %(default)s)",
-    )
+    text = "run folder, checkpoint or weights (default: %(default)s)"
+    add("--load_path", type=expanduser, default="out", metavar="PATH", help=text)
     add("--num_output", type=count, default=64, metavar="N", help="number of images (default: %(default)s)")
     add("--manualSeed", dest="manual_seed", type=seed, default=0, metavar="N", help="first seed (default: %(default)s)")
     add("--interpolate", type=number(int, 2), metavar="K", help="walk between K latent vectors: walk.png, walk.gif")
-    arithmetic = "add and subtract means of latent vectors: 1,5-2,4 is the mean of seeds 1 and 5 minus that of 2 and 4;"
-    arithmetic += " writes arithmetic.png"
-    add("--arithmetic", type=seed_groups, metavar="SEEDS", help=arithmetic)
-    add(
-        "--explore",
-        action="store_true",
-        help="write explore.html, a page to move through latent space with the pointer",
-    )
+    text = "add and subtract means of latent vectors: 1,5-2,4 is the mean of seeds 1 and 5 minus that of 2 and 4;"
+    text += " writes arithmetic.png"
+    add("--arithmetic", type=seed_groups, metavar="SEEDS", help=text)
+    text = "write explore.html, a page to move through latent space with the pointer"
+    add("--explore", action="store_true", help=text)
     add("--outf", type=expanduser, default="generated", metavar="DIR", help="output folder (default: %(default)s)")
-    add(
-        "--batchSize",
-        dest="batch_size",
-        type=count,
-        default=64,
-        metavar="N",
-        help="images to write at a time (default: %(default)s)",
-    )
+    text = "images to write at a time (default: %(default)s)"
+    add("--batchSize", dest="batch_size", type=count, default=64, metavar="N", help=text)
     add("--cuda", action="store_true", help="run on an NVIDIA or AMD GPU")
     add("--accel", action="store_true", help="run on the accelerator that torch finds: cuda, mps, xpu")
     add("--show", action="store_true", help="at the end, show the grid (or walk.png, arithmetic.png) in a window")

@@ -2,6 +2,7 @@
 
 import ctypes
 import platform
+import re
 
 import torch
 
@@ -9,13 +10,7 @@ from support.errors import UserError, error_text
 
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # malloc.h
 ASSUMED_FREE = 3 << 30  # bytes of an accelerator that does not tell how much memory is free
-OUT_OF_MEMORY = (
-    "out of memory",
-    "can't allocate memory",
-    "not enough memory",
-    "unable to find an engine",
-    "alloc_failed",
-)
+OUT_OF_MEMORY = "out of memory|can't allocate memory|not enough memory|unable to find an engine|alloc_failed"
 
 
 def pick_device(cuda, accel, local_rank=0):
@@ -108,4 +103,4 @@ def is_out_of_memory(error):
     """Return whether an exception means that the memory of a device, or of the CPU, is too small."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError) or isinstance(error.__context__, MemoryError):
         return True
-    return any(sign in str(error).lower() for sign in OUT_OF_MEMORY)
+    return bool(re.search(OUT_OF_MEMORY, str(error), re.IGNORECASE))

@@ -42,12 +42,10 @@ def write_arithmetic(netG, generate, groups, outf):
 
 def draw_groups(columns, results):
     """Return a figure of (image, label) pairs: `columns` of them, and the row `results` at the bottom."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     rows, side = max(map(len, columns)), max(1.5, results[0][0].shape[-1] / 90)  # inches, of 100 pixels each
     figure = Figure(figsize=(side * len(results), (side + 0.3) * (rows + 1)), layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots(rows + 1, len(results), squeeze=False)
     for axis in axes.flat:
         axis.set_axis_off()

@@ -1,12 +1,12 @@
 """Images prepared for training: one at a time, and whole data sets."""
 
+import functools
 import itertools
 import warnings
 
 import numpy as np
 import torch
 from PIL import Image, ImageOps
-from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from support.errors import UserError, counted, error_text
@@ -51,7 +51,7 @@ def prepare(image, image_size, nc, pixel_range=DEFAULT_RANGE, crop=0):
     return pixels[top : top + image_size, left : left + image_size].transpose(2, 0, 1)
 
 
-class ImageDecoder(Dataset):
+class ImageDecoder:
     """The images of a source, prepared: [i] is (uint8 array (nc, image_size, image_size), []), or (None, [report])."""
 
     def __init__(self, source, image_size, nc, pixel_range=DEFAULT_RANGE, crop=0):
@@ -70,82 +70,62 @@ class ImageDecoder(Dataset):
         except Exception as error:  # a damaged image can make its decoder raise anything
             return None, [f"{self.source.name(i)} ({error_text(error)})"]
 
+    def digest(self, i):
+        """Return the digest of the file of image i, or "" if it cannot be read, which is reported at decoding."""
+        try:
+            return self.source.digest(i)
+        except Exception:
+            return ""
+
+    def first_readable(self, order, position):
+        """Return the item at a position of `order`, or the next one there whose image can be read."""
+        reports = []
+        for i in itertools.chain(order[position:], order[:position]):
+            image, report = self[int(i)]
+            reports += report
+            if image is not None or len(reports) > len(order) / 2:
+                break
+        return image, reports
+
     def collate(self, items):
-        """Return (uint8 tensor (B, nc, image_size, image_size), reports, digests) of a list of items."""
-        images = [image for image, *_ in items if image is not None]
+        """Return (uint8 tensor (B, nc, image_size, image_size), reports) of a list of items."""
+        images = [image for image, _ in items if image is not None]
         batch = np.empty((len(images), *self.shape), np.uint8)
         for i, image in enumerate(images):  # views of (height, width, channel); np.stack would keep that order
             batch[i] = image
-        reports = [report for _, reports, *_ in items for report in reports]
-        return torch.from_numpy(batch), reports, [digest for _, _, *digests in items for digest in digests]
+        return torch.from_numpy(batch), [report for _, reports in items for report in reports]
 
-    def decode(self, chunks, workers, order=None):
-        """Yield what `collate` returns for every list of indices in `chunks`, decoded by so many `workers`.
+    def decode_with_digests(self, indices):
+        # An archive keeps only the last content, so each digest is computed beside its image.
+        items = [(self[i], self.digest(i)) for i in indices]
+        return *self.collate([item for item, _ in items]), [digest for _, digest in items]
 
-        order: an epoch's order of the images; `chunks` are then positions in it, and an image that cannot be read is
-        replaced by the next readable one. Without it, such images are left out, and every image comes with the
-        digest of its file.
+    def decode_in_order(self, order, positions):
+        return self.collate([self.first_readable(order, position) for position in positions])
+
+    def digests_of(self, indices):
+        return [self.digest(i) for i in indices]
+
+    def decode(self, chunks, workers):
+        """Yield (images, reports, digests) of every list of indices in `chunks`, without images that cannot be read."""
+        return load_batches(self.source, self.decode_with_digests, chunks, workers)
+
+    def decode_epoch(self, order, chunks, workers):
+        """Yield (images, reports) of every list of positions in `order`, an epoch's order of the images.
+
+        An image that cannot be read is replaced by the next readable one.
         """
-        items = WithDigests(self) if order is None else InOrder(self, order)
-        yield from load_batches(self.source, items, chunks, workers, self.collate)
+        return load_batches(self.source, functools.partial(self.decode_in_order, order), chunks, workers)
 
     def digests(self, workers):
         """Return the digests of all files, one after another."""
         chunks = [range(i, min(i + 1_000, len(self))) for i in range(0, len(self), 1_000)]
         with tqdm(total=len(self), desc="comparing", unit="img", disable=None) as bar:
             digests = []
-            for chunk_digests in load_batches(self.source, Digests(self.source), chunks, workers, list):
+            for chunk_digests in load_batches(self.source, self.digests_of, chunks, workers):
                 digests += chunk_digests
                 bar.update(len(chunk_digests))
         return digests
-
-
-class Digests(Dataset):
-    """The digests of a source's files, without their images."""
-
-    def __init__(self, source):
-        self.source = source
-
-    def __len__(self):
-        return len(self.source)
-
-    def __getitem__(self, i):
-        try:
-            return self.source.digest(i)
-        except Exception:  # what cannot be read is reported at decoding
-            return ""
-
-
-class WithDigests(Dataset):
-    """Decoded images with the digests of their files: [i] is (image or None, reports, digest)."""
-
-    def __init__(self, decoder):
-        self.decoder, self.digests = decoder, Digests(decoder.source)
-
-    def __len__(self):
-        return len(self.decoder)
-
-    def __getitem__(self, i):
-        return *self.decoder[i], self.digests[i]
-
-
-class InOrder(Dataset):
-    """Decoded images in an epoch's order: [position] is the image there, or the next one that can be read."""
-
-    def __init__(self, decoder, order):
-        self.decoder, self.order = decoder, order
-
-    def __len__(self):
-        return len(self.order)
-
-    def __getitem__(self, position):
-        reports = []
-        for i in itertools.chain(self.order[position:], self.order[:position]):
-            image, report = self.decoder[int(i)]
-            reports += report
-            if image is not None or len(reports) > len(self) / 2:
-                break
-        return image, reports
 
 
 def check_skipped(skipped, total):

@@ -4,6 +4,7 @@ import contextlib
 import datetime
 import logging
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -12,13 +13,7 @@ import traceback
 import torch
 import torch.distributed as dist
 
-LOST_PROCESS_MESSAGES = (
-    "closed by peer",
-    "reset by peer",
-    "remote process exited",
-    "Broken pipe",
-    "Connection refused",
-)
+LOST_PROCESS = "closed by peer|reset by peer|remote process exited|Broken pipe|Connection refused"
 
 
 def init_distributed(timeout_hours=6):
@@ -69,7 +64,7 @@ def rank_and_world_size():
 
 def is_lost_process(error):
     """Return whether `error` comes from the end of another process of the job."""
-    return rank_and_world_size()[1] > 1 and any(sign in str(error) for sign in LOST_PROCESS_MESSAGES)
+    return rank_and_world_size()[1] > 1 and bool(re.search(LOST_PROCESS, str(error)))
 
 
 def shard(items, rank, world_size):

@@ -47,8 +47,6 @@ class FidMeter:
 
             # Rank 0 alone measures: nothing is to be exchanged with the other processes.
             metric = FrechetInceptionDistance(feature or 2048, reset_real_features=False, sync_on_compute=False)
-        except ImportError:
-            raise UserError(MISSING_PACKAGES) from None
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, a damaged download
             where = f"{torch.hub.get_dir()}/checkpoints"
             raise UserError(

@@ -6,46 +6,13 @@ import functools
 
 from PIL import Image, features
 
-# Raster formats that Pillow decodes by itself, and the extensions of their files. Left to guess, it would hand an EPS
-# file named x.png to Ghostscript. These are known by their content, whatever a file is called. (JPEG's reader takes
-# MPO, too.)
-BY_CONTENT = {
-    "AVIF": ".avif .avifs",
-    "BMP": ".bmp",
-    "GIF": ".gif",
-    "JPEG": ".jpg .jpeg .jpe .jfif .mpo",
-    "JPEG2000": ".jp2 .j2k .j2c .jpc .jpf .jpx",
-    "PNG": ".png .apng",
-    "PPM": ".ppm .pgm .pbm .pnm .pfm",
-    "TIFF": ".tif .tiff",
-    "WEBP": ".webp",
-}
+# Raster formats that Pillow decodes by itself. Left to guess, it would hand an EPS file named x.png to Ghostscript.
+# These are known by their content, whatever a file is called. (JPEG's reader takes MPO, too.)
+BY_CONTENT = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
 # These are read under their own names alone, because other files can begin like them. FITS is left out: many versions
 # of Pillow read it with its bytes in the wrong order.
-BY_NAME = {
-    "BLP": ".blp",
-    "CUR": ".cur",
-    "DCX": ".dcx",
-    "DDS": ".dds",
-    "DIB": ".dib",
-    "FLI": ".fli .flc",
-    "FTEX": ".ftc .ftu",
-    "GBR": ".gbr",
-    "ICNS": ".icns",
-    "ICO": ".ico",
-    "IM": ".im",
-    "MSP": ".msp",
-    "PCD": ".pcd",
-    "PCX": ".pcx",
-    "PIXAR": ".pxr",
-    "PSD": ".psd",
-    "QOI": ".qoi",
-    "SGI": ".sgi .rgb .rgba .bw",
-    "SUN": ".ras",
-    "TGA": ".tga .icb .vda .vst",
-    "XBM": ".xbm",
-    "XPM": ".xpm",
-}
+BY_NAME = ("BLP", "CUR", "DCX", "DDS", "DIB", "FLI", "FTEX", "GBR", "ICNS", "ICO", "IM", "MSP", "PCD", "PCX", "PIXAR")
+BY_NAME += ("PSD", "QOI", "SGI", "SUN", "TGA", "XBM", "XPM")
 OPTIONAL = {"AVIF": "avif", "JPEG": "jpg", "JPEG2000": "jpg_2000", "WEBP": "webp"}  # a Pillow may be built without them
 # The files that this program took before it read all formats above; runs begun then go on with them.
 OLD_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
@@ -55,10 +22,10 @@ STACKS = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")  # not MPO: phones
 @functools.cache
 def readable_formats():
     """Return {extension: Pillow's name of the format} of all files that this Pillow can read."""
-    Image.init()
-    missing = {name for name, feature in OPTIONAL.items() if feature not in features.get_supported()}
-    formats = {name: text for name, text in (BY_CONTENT | BY_NAME).items() if name in Image.OPEN.keys() - missing}
-    return {extension: name for name, extensions in formats.items() for extension in extensions.split()}
+    missing = [name for name, feature in OPTIONAL.items() if feature not in features.get_supported()]
+    extensions = Image.registered_extensions() | {".mpo": "JPEG"}
+    names = [name for name in (*BY_CONTENT, *BY_NAME) if name not in missing]
+    return {extension: name for name in names for extension, kind in extensions.items() if kind == name}
 
 
 def open_image(file, extension=""):

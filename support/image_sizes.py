@@ -11,7 +11,7 @@ def check_image_size(image_size):
     if image_size not in IMAGE_SIZES:
         nearest = [s for s in IMAGE_SIZES if s < image_size][-1:] + [s for s in IMAGE_SIZES if s > image_size][:1]
         raise UserError(
-            f"an image size of {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
+            f"--imageSize {image_size} is not possible; the nearest that work: {' and '.join(map(str, nearest))}"
             f" (all: {', '.join(map(str, IMAGE_SIZES))})"
         )
 

@@ -119,10 +119,7 @@ def parse_options(parser, argv, world_size):
             if "dataroot" in typed and "dataset" not in typed:
                 args.dataset = "folder"
             check_options_have_effect(typed, options_without_effect(args, world_size))
-        try:
-            check_image_size(args.image_size)
-        except UserError as error:
-            raise UserError(f"--imageSize: {error}") from None
+        check_image_size(args.image_size)
         args.nc = args.nc or (1 if args.dataset in GREY else 3)
         if args.manual_seed is None:
             args.manual_seed = random.SystemRandom().randrange(1, 10_000)

@@ -58,6 +58,16 @@ def save_grid(path, images, columns=None, weights_hash=None):
     write_png(path, make_grid(images, columns or max(1, int(len(images) ** 0.5)), GAP), weights_hash)
 
 
+def grid_name(epoch):
+    return f"fake_samples_epoch_{epoch:03d}.png"
+
+
+def saved_grids(folder):
+    """Return the epochs whose grids of samples are in the folder, in order."""
+    pattern = r"fake_samples_epoch_(\d{3}|[1-9]\d{3,})\.png"
+    return sorted(int(match[1]) for path in folder.iterdir() if (match := re.fullmatch(pattern, path.name)))
+
+
 def images_per_grid(image_size):
     """Return how many images a grid shows: 64, or fewer of large ones (at least 4) to stay about 1,000 pixels wide."""
     return max(4, min(64, (1024 // image_size) ** 2))
@@ -66,7 +76,6 @@ def images_per_grid(image_size):
 def plot_losses(path, rows, steps_per_epoch):
     """Plot the losses, D(x), D(G(z)) and what was measured at saves, from a log's `rows`, as a PNG file."""
     # Not pyplot: it would load the backend that the environment names, which may be missing.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     measured = [entry for entry in MEASURED_CURVES if any(entry[0] in row for row in rows)]
@@ -86,7 +95,7 @@ def plot_losses(path, rows, steps_per_epoch):
     for axis in axes:
         axis.grid(alpha=0.3)
         axis.legend(loc="upper left", bbox_to_anchor=(1, 1))
-    write_atomically(path, lambda file: FigureCanvasAgg(figure).print_png(file), sync=False)
+    write_atomically(path, lambda file: figure.savefig(file, format="png"), sync=False)
 
 
 def draw_curve(axis, rows, column, steps_per_epoch, **style):
@@ -105,7 +114,7 @@ def animate(path, image_size):
 
     It shows only the top left of grids of large images, at least 2 x 2: about 270 pixels a side, 50 kB a frame.
     """
-    paths = sorted(path.parent.glob("fake_samples_epoch_*.png"), key=lambda grid: int(re.findall(r"\d+", grid.name)[0]))
+    paths = [path.with_name(grid_name(epoch)) for epoch in saved_grids(path.parent)]
     if not paths:
         return
     chosen = [paths[i] for i in np.unique(np.linspace(0, len(paths) - 1, MAX_FRAMES).round().astype(int))]

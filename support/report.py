@@ -3,7 +3,6 @@
 import json
 import math
 import os
-import re
 import statistics
 import string
 import time
@@ -16,7 +15,7 @@ from support.charts import draw_charts
 from support.cli import option_name
 from support.errors import counted
 from support.files import write_atomically
-from support.plots import GAP, images_per_grid
+from support.plots import GAP, grid_name, images_per_grid, saved_grids
 
 PAGE = Path(__file__).with_suffix(".html")
 SIDE = 560  # pixels of a grid of images on the page, at most, unless it is larger
@@ -118,17 +117,6 @@ def duration(seconds):
         return f"{minutes} min"
     hours, minutes = divmod(minutes, 60)
     return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} days {hours % 24} h"
-
-
-def grid_name(epoch):
-    return f"fake_samples_epoch_{epoch:03d}.png"
-
-
-def saved_grids(folder):
-    """Return the epochs whose grids of samples are in the folder, in order."""
-    names = [path.name for path in folder.glob("fake_samples_epoch_*.png")]
-    numbers = [(int(match[0]), name) for name in names if (match := re.search(r"\d+", name))]
-    return sorted(epoch for epoch, name in numbers if name == grid_name(epoch))
 
 
 def usual_interval(folder, grids, expected):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from support.errors import UserError, error_text
 from support.files import check_writable, make_folder, try_lock, write_atomically
-from support.plots import plot_losses, save_grid
+from support.plots import grid_name, plot_losses, save_grid
 from support.report import write_report
 from support.weights import read_file
 
@@ -111,7 +111,7 @@ class RunFolder:
             for name in weights:
                 self.save_weights(f"{name}_epoch_{epoch}", weights[name])
             self.saved_epochs = [*(e for e in self.saved_epochs if e != epoch), epoch]
-            self.draw_or_warn(save_grid, f"fake_samples_epoch_{epoch:03d}.png", samples)
+            self.draw_or_warn(save_grid, grid_name(epoch), samples)
         self.save_checkpoint(state | {"saved_epochs": list(self.saved_epochs)})
         self.remove_old_weights()
         plot = last or time.monotonic() - self.plotted > PLOT_SECONDS

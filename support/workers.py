@@ -13,19 +13,18 @@ from support.errors import error_text
 from support.formats import silence_libtiff
 
 
-def load_batches(source, items, chunks, workers, collate):
-    """Yield collate([items[i], ...]) for every list of indices in `chunks`, computed by `workers` processes.
+def load_batches(source, compute, chunks, workers):
+    """Yield compute(chunk) for each of `chunks`, a list of lists of indices, computed by `workers` processes.
 
-    source: the Source that the items read.
+    source: the Source that `compute` reads.
     """
     source.prepare_for_workers()
     silence_libtiff()
-    options = {"num_workers": workers, "collate_fn": collate}
-    options["worker_init_fn"] = functools.partial(worker_init, os.getpid())
+    start = functools.partial(worker_init, os.getpid())
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "This DataLoader will create")  # more workers than CPU cores
-            loader = DataLoader(items, batch_sampler=chunks, **options)
+            loader = DataLoader(chunks, None, num_workers=workers, collate_fn=compute, worker_init_fn=start)
             batches = start_workers_off_main_thread(loader) if workers else loader
         yield from batches
     except RuntimeError as error:  # one of its processes was killed

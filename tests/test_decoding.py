@@ -1,6 +1,7 @@
 """Decoding: one image against torchvision's pixels, images that cannot be read, and the processes that decode."""
 
 import contextlib
+import functools
 import io
 import multiprocessing
 import os
@@ -39,7 +40,7 @@ from torchvision import transforms
 
 import data
 from data import load_images
-from support.decoding import InOrder, prepare
+from support.decoding import prepare
 from support.errors import UserError
 from support.sources import Source
 from support.workers import worker_init
@@ -314,9 +315,8 @@ def test_workers_can_be_spawned(dataset, cache, tmp_path):
 def test_what_goes_to_a_worker_can_be_pickled(tmp_path):
     write_images(tmp_path / "in", *(f"{i}.png" for i in range(7)))
     order = np.arange(7)[::-1]
-    images = InOrder(load_images("folder", tmp_path / "in", 16, cache="none").array, order)
-    copied = pickle.loads(pickle.dumps(images))
-    assert all(np.array_equal(copied[place][0], images[place][0]) for place in range(7))
+    decode = functools.partial(load_images("folder", tmp_path / "in", 16, cache="none").array.decode_in_order, order)
+    assert_same(pickle.loads(pickle.dumps(decode))(range(7))[0], decode(range(7))[0])
 
 
 class Deadly(Source):

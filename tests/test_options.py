@@ -160,7 +160,7 @@ NUMBERS = {  # values out of range
 }
 REFUSED = [(f"{option} {value}", option) for option, values in NUMBERS.items() for value in values.split()]
 REFUSED += [
-    ("--imageSize 65", "--imageSize: "),
+    ("--imageSize 65", "--imageSize 65 is not possible"),
     ("--imageSize 65", "64 and 80"),
     ("--augment color,flip", "--augment: must be one or more of color, translation, cutout"),
     ("--nonsense", "--nonsense"),

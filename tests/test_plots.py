@@ -210,6 +210,14 @@ def test_the_animation_of_large_images_shows_some_of_them_whole(tmp_path, image_
     assert (len(frames), size) == (2, (side, side))
 
 
+def test_the_animation_passes_over_files_of_other_names(tmp_path):
+    write_grids(tmp_path, [0])
+    for name in ("x", "01", "0001", "000 copy"):
+        (tmp_path / f"fake_samples_epoch_{name}.png").write_bytes(b"no image")
+    animate(tmp_path / "progress.gif", SIZE)
+    assert len(frames_of(tmp_path / "progress.gif")[0]) == 1
+
+
 def test_without_samples_there_is_no_animation(tmp_path):
     animate(tmp_path / "progress.gif", SIZE)
     assert list(tmp_path.iterdir()) == []
