@@ -56,6 +56,7 @@ class ReadSettings:
     classes: str = "bedroom"  # of lsun, separated by commas
     formats: int = 2  # 2: all image formats; 1: the images that FolderSource.by_old_rules takes, for old runs
     pixel_range: tuple | list | None = None  # the values of a PixelRange; None: of the cached array, or of a survey
+    expected_files: str | None = None  # fingerprints["files"] of a run; a data set that has another is not prepared
 
 
 class PreparedImages:
@@ -137,7 +138,7 @@ def load_images(dataset, dataroot=None, image_size=64, cache=None, workers=0, se
     decoder, fingerprint = ImageDecoder(source, image_size, nc, crop=crop), source.fingerprint()
     source_info = {"preparation": PREPARATION_VERSION, "place": source.location if formats == 2 else None}
     source_info |= {"identity": short_hash(fingerprint), "files": short_hash(source.portable_fingerprint(fingerprint))}
-    if cache == "none":
+    if cache == "none" or settings.expected_files not in (None, source_info["files"]):
         found, contents = survey(source), None
         decoder.pixel_range = pixel_range or found.pixel_range
         images = PreparedImages(decoder, [], unreadable_folders, workers)

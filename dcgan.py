@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from data import OLD_READING, SOURCES, PreparedImages, ReadSettings, absolute_folders, check_same_images, load_images
 from models import Discriminator, Generator, generate_images, latents, load_discriminator, load_generator
-from support import accelerator, distributed
+from support import accelerator, distributed, progress
 from support.cli import protect_output
 from support.contrast import contrast_of_data_set
 from support.errors import UserError, counted
@@ -33,7 +33,6 @@ from support.log import Log
 from support.options import SAVED_OPTIONS, build_parser, parse_options
 from support.pixel_range import warn_if_narrow
 from support.plots import animate, images_per_grid, save_grid
-from support.progress import HINT, HINT_STEPS, D_wins, bar_text, describe, describe_end, epoch_summary, warn_skipped
 from support.report import write_report
 from support.run_folder import RunFolder
 from support.signals import StopSignal
@@ -137,8 +136,8 @@ def set_up(args, checkpoint):
         run.fid_samples = checkpoint["options"].get("fid", 0)
     open_folder(run, checkpoint)
     if rank == 0:
-        describe(run, resumed=checkpoint is not None)
-    warn_skipped(run)
+        progress.describe(run, resumed=checkpoint is not None)
+    progress.warn_skipped(run)
     return run
 
 
@@ -176,7 +175,8 @@ def prepare_images(args, checkpoint):
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     reading = checkpoint.get("reading", OLD_READING) if checkpoint else {"crop": args.crop}
-    settings = ReadSettings(nc=args.nc, classes=args.classes, **reading)
+    expected_files = (checkpoint or {}).get("data", {}).get("files")  # of others, check_same_images says what differs
+    settings = ReadSettings(nc=args.nc, classes=args.classes, expected_files=expected_files, **reading)
     with distributed.local_main_process_first(), redirect_stdout(io.StringIO()) if rank else nullcontext():
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)
     found = distributed.all_gather_object((len(images), images.fingerprints["files"]))
@@ -223,7 +223,8 @@ def open_folder(run, checkpoint):
         return
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
-    run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": library_versions()})
+    if run.epoch < args.niter:
+        run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": library_versions()})
     if initial:
         run.folder.save_checkpoint(initial)  # a run killed before its next checkpoint keeps its seed
     if initial or run.images.path:  # a resumed run with --cache none would have to decode some
@@ -238,11 +239,11 @@ def open_folder(run, checkpoint):
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args, ended = run.args, "an error"
-    total = args.niter * run.images_per_epoch
-    hidden = True if run.rank else None  # None: only without a terminal
-    bar = tqdm(total=total, initial=run.images_seen(), unit="img", disable=hidden, dynamic_ncols=True)
+    total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: only without a terminal
+    options = {"unit": "img", "dynamic_ncols": True, "bar_format": progress.BAR_FORMAT}
+    bar = tqdm(total=total, initial=run.images_seen(), disable=hidden, **options)
     try:
-        with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
+        with StopSignal(run.world_size > 1, announce=run.rank == 0) as stop, bar, closing(run.log), closing(run.folder):
             signum = train_epochs(run, bar, stop)
             if run.rank == 0:
                 run.folder.wait()
@@ -254,7 +255,7 @@ def train(run):
             update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
     run.trainer.close()  # not after an error: it waits for the device, which may wait for a lost process
     if run.rank == 0:
-        describe_end(run, ended)
+        progress.describe_end(run, ended)
     return 128 + signum if signum and run.epoch < args.niter else 0
 
 
@@ -266,16 +267,16 @@ def train_epochs(run, bar, stop):
         measure_fid(run)  # the run was stopped before its last FID, or had no --fid
     while run.epoch < args.niter:
         # Train
-        bar.set_description(f"epoch {run.epoch + 1}/{args.niter}")
+        bar.set_description_str(f"epoch {run.epoch + 1}/{args.niter}")
         train_epoch(run, bar, stop)
-        warn_skipped(run)
+        progress.warn_skipped(run)
 
         # Report
         finished_epoch = run.epoch_step >= run.steps_per_epoch
         if finished_epoch:
             run.epoch, run.epoch_step = run.epoch + 1, 0
             if run.rank == 0:
-                tqdm.write(epoch_summary(run.log.rows, run.epoch, args.niter))
+                tqdm.write(progress.epoch_summary(run.log.rows, run.epoch, args.niter))
                 sys.stdout.flush()  # for a log file to show it at once
 
         # Save and measure
@@ -312,10 +313,10 @@ def train_epoch(run, bar, stop):
 def add_log_row(run, means, bar):
     """Add the mean StepResult of some steps to the log, and show it to the right of the progress bar."""
     run.log.add_row({"epoch": run.epoch, "step": run.trainer.steps_taken, "images": run.images_seen()} | means)
-    bar.set_postfix_str(bar_text(means))
-    if not run.hint_printed and D_wins(run.log.rows[-HINT_STEPS:]):
+    bar.set_postfix_str(progress.bar_text(means))
+    if not run.hint_printed and progress.D_wins(run.log.rows):
         run.hint_printed = True
-        tqdm.write(HINT, sys.stderr)
+        tqdm.write(progress.hint(run.args.augment), sys.stderr)
 
 
 def save(run, with_weights, last):

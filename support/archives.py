@@ -9,8 +9,6 @@ import stat
 import zipfile
 from typing import NamedTuple
 
-from PIL import UnidentifiedImageError
-
 from support.errors import UserError, error_text
 from support.formats import open_image
 from support.image_folder import MAX_BYTES, ImageFiles, extension_of
@@ -67,10 +65,7 @@ class ArchiveSource(ImageFiles):
         return self.__dict__ | {"opened": None, "last": (None, b"")}
 
     def __getitem__(self, i):
-        try:
-            return open_image(io.BytesIO(self.content(i)), extension_of(self.names[i]))
-        except UnidentifiedImageError:  # its text names an address in memory, another one each time
-            raise ValueError("cannot identify image file") from None
+        return open_image(io.BytesIO(self.content(i)), extension_of(self.names[i]))
 
     def content(self, i):
         """Return the bytes of image i. Raises ValueError if it is a link, too large or cut off; or anything else."""

@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import difflib
 import io
 import math
 import os
@@ -15,11 +16,25 @@ class Parser(argparse.ArgumentParser):
         """Refuse the command line in one line, without argparse's usage text."""
         self.exit(2, f"{self.prog}: {message}\n")
 
+    def parse_args(self, argv=None, namespace=None):
+        args, unknown = self.parse_known_args(argv, namespace)
+        if unknown:
+            known = {simplified(option): option for option in self._option_string_actions}
+            near = difflib.get_close_matches(simplified(unknown[0].partition("=")[0]), known, 1)
+            advice = f"did you mean {known[near[0]]}?" if near else "--help lists the options"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}; {advice}")
+        return args
+
     def typed_options(self, argv):
         """Return the names of the options that the command line `argv` names, not those that have defaults only."""
         unset = dict.fromkeys(vars(self.parse_args(argv)))  # no option has the value None when it is typed
         found = vars(self.parse_args(argv, argparse.Namespace(**unset)))
         return {name for name, value in found.items() if value is not None}
+
+
+def simplified(option):
+    """Return an option's name as it is compared with a misspelt one: --image-size and --imageSize are equal."""
+    return option.lower().replace("-", "").replace("_", "")
 
 
 def number(kind, low, below=math.inf):

@@ -4,7 +4,7 @@ import contextlib
 import ctypes
 import functools
 
-from PIL import Image, features
+from PIL import Image, UnidentifiedImageError, features
 
 # Raster formats that Pillow decodes by itself. Left to guess, it would hand an EPS file named x.png to Ghostscript.
 # These are known by their content, whatever a file is called. (JPEG's reader takes MPO, too.)
@@ -29,11 +29,17 @@ def readable_formats():
 
 
 def open_image(file, extension=""):
-    """Return the PIL image in a file, a path or a stream, not yet decoded; extension: that of the file's name."""
+    """Return the PIL image in a file, a path or a stream, not yet decoded; extension: that of the file's name.
+
+    Raises ValueError if it is none of the formats that are read, or what else a damaged file makes Pillow raise.
+    """
     readable = readable_formats()
     own = readable.get(extension)
     formats = {name: None for name in readable.values() if name in BY_CONTENT or name == own}  # in a fixed order
-    return Image.open(file, formats=tuple(formats))
+    try:
+        return Image.open(file, formats=tuple(formats))
+    except UnidentifiedImageError:  # its text names a folder that may be moved, or an address in memory
+        raise ValueError("cannot identify image file") from None
 
 
 def has_several_frames(image):

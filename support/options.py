@@ -113,6 +113,10 @@ def parse_options(parser, argv, world_size):
             parser.set_defaults(**{name: saved[name] for name in SAVED_OPTIONS if name in saved})
             args = parser.parse_args(argv)
             check_unchanged(args, saved)
+            drawn = args.dataset == "cartoon" and not saved.get("dataroot")  # earlier versions accepted one
+            if drawn and "dataroot" in parser.typed_options(argv):
+                why = f"the run in {args.outf} draws its images; start a new run for others"
+                raise UserError(f"--dataroot has no effect here: {why}")
             args.netG = args.netD = None  # a resumed run has its own
         else:
             typed = parser.typed_options(argv)

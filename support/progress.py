@@ -14,10 +14,8 @@ from support.errors import counted
 ENOUGH_STEPS = 2000  # after fewer, images are seldom good
 LARGE_WEIGHTS = 5  # gigabytes
 HINT_STEPS = 500  # steps in a row that D must win
-HINT = (
-    f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images, and G"
-    " learns little. Try --augment translation first, in a new run; then more images, a smaller --ndf or a smaller --lr"
-)
+# The losses come first: a narrow terminal cuts off the end.
+BAR_FORMAT = "{desc}{postfix} {percentage:.0f}% |{bar}| {elapsed}<{remaining} {rate_fmt}"
 
 
 def describe(run, resumed):
@@ -35,7 +33,8 @@ def describe(run, resumed):
         describe_processes(run)
     if args.precision == "bf16" and device.type == "cpu" and cpu_has_bfloat16() is False:
         print("note: --precision bf16: this CPU has no bfloat16 arithmetic; fp32 is faster here")
-    if args.precision == "fp32" and device.type == "cpu" and cpu_has_bfloat16():
+    large = min(args.ngf, args.ndf) >= 32  # smaller networks gain little
+    if args.precision == "fp32" and device.type == "cpu" and large and cpu_has_bfloat16():
         print("note: this CPU has bfloat16 arithmetic: --precision bf16 is 1.5 to 1.9 times as fast, and as good")
     if args.resume and not resumed:
         print(f"note: --resume: {args.outf} holds no run yet; this starts one")
@@ -100,9 +99,18 @@ def epoch_summary(rows, epoch, niter):
     ).format(epoch, niter, **means)
 
 
+def hint(augment):
+    """Return what to do when `D_wins`; augment: the run's --augment."""
+    first = "Try --augment translation first, in a new run; then" if augment == "none" else "Try"
+    return (
+        f"hint: for {HINT_STEPS} steps D(G(z)) was below 0.02 and the loss of G grew: D recognises all of G's images,"
+        f" and G learns little. {first} more images, a smaller --ndf or a smaller --lr"
+    )
+
+
 def D_wins(rows):
     """Return whether, in the last HINT_STEPS steps of the log's rows, D(G(z)) was below 0.02 and the loss of G grew."""
-    rows = [row for row in rows if row["step"] > rows[-1]["step"] - HINT_STEPS]
+    rows = [row for row in rows[-HINT_STEPS:] if row["step"] > rows[-1]["step"] - HINT_STEPS]
     middle = len(rows) // 2
     # A row covers the steps since the row before it; the first is taken to cover as many as the second.
     steps = rows[-1]["step"] - rows[0]["step"] + rows[1]["step"] - rows[0]["step"] if middle else 0

@@ -1,6 +1,9 @@
 """Signals: those that come while the program still starts, and those that stop a run after its current step."""
 
+import contextlib
+import os
 import signal
+import sys
 
 
 def interrupt_quietly(quietly):
@@ -12,14 +15,16 @@ def interrupt_quietly(quietly):
 class StopSignal:
     """While open, the first SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
+    announce: say so when the first one comes; its step may take a while.
+
     A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored.
 
     ignore_repeats: a second signal ends nothing. In a job of several processes, the launcher sends each process again
     what the terminal has already sent, and ends those that take too long.
     """
 
-    def __init__(self, ignore_repeats=False):
-        self.ignore_repeats = ignore_repeats
+    def __init__(self, ignore_repeats=False, announce=False):
+        self.ignore_repeats, self.announce = ignore_repeats, announce
 
     def __enter__(self):
         self.received, names = 0, ("SIGINT", "SIGTERM", "SIGHUP")
@@ -31,6 +36,11 @@ class StopSignal:
         return self
 
     def receive(self, received, _):
+        if self.announce and not self.received:
+            again = "" if self.ignore_repeats else "; the next signal ends the program at once, without saving"
+            text = f"\n{signal.Signals(received).name}: finishing this step, then saving{again}\n"
+            with contextlib.suppress(OSError):  # the terminal may be gone
+                os.write(sys.__stderr__.fileno(), text.encode())  # print may have been interrupted itself
         self.received = received
         for signum in () if self.ignore_repeats else self.before:
             signal.signal(signum, signal.SIG_DFL)

@@ -60,12 +60,15 @@ CHANGES = [
 @pytest.mark.parametrize("cache", [[], ["--cache", "none"]])
 @pytest.mark.parametrize(("change", "words"), CHANGES)
 def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, change, words, cache):
+    if cache:
+        shutil.rmtree(next(tmp_path.rglob("*.npy")).parent)
     change(tmp_path / "in")
     before = hashes(run)
     resume = ["--resume", "--niter", 2, *cache]
     assert run_dcgan(run, *resume) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"dcgan.py: --resume: {words}; ")
+    assert len(list(tmp_path.rglob("*.npy"))) == (not cache)  # the other images were not prepared
     assert error.endswith(f"from its weights with --netG {run} --netD {run} and another --outf\n")
     assert hashes(run) == before
     options = ["--netG", run, "--netD", run, "--dataroot", tmp_path / "in", "--niter", 1]

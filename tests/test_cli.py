@@ -33,10 +33,14 @@ class Broken(io.TextIOBase):
 def test_a_command_line_is_refused_in_one_line(capsys):
     parser = Parser(prog="program.py")
     parser.add_argument("--count", type=number(int, 1))
+    parser.add_argument("--imageSize")
     for arguments, words in (
         (["--count", "0"], "argument --count: must be at least 1, not 0"),
         (["--count", "x"], "argument --count: invalid int value: 'x'"),
-        (["--other"], "unrecognized arguments: --other"),
+        (["--other"], "unrecognized arguments: --other; --help lists the options"),
+        (["--image-size=8", "x"], "unrecognized arguments: --image-size=8 x; did you mean --imageSize?"),
+        (["--coutn", "8"], "unrecognized arguments: --coutn 8; did you mean --count?"),
+        (["x"], "unrecognized arguments: x; --help lists the options"),
     ):
         with pytest.raises(SystemExit) as end:
             parser.parse_args(arguments)

@@ -23,6 +23,7 @@ from helpers import (
     IMAGES,
     ROOT,
     RUN,
+    SMALL,
     assert_refused,
     assert_same,
     assert_same_run,
@@ -299,14 +300,14 @@ def test_a_stopped_run_that_decodes_at_every_use_resumes_exactly(tmp_path, few_s
 @needs_linux
 def test_a_signal_between_an_epoch_and_its_save_finds_the_epoch_saved(tmp_path, few_steps, short, monkeypatch):
     """Also of an epoch that would not have been saved."""
-    summary, options = dcgan.epoch_summary, [*few_steps, "--save-every", 9]
+    summary, options = dcgan.progress.epoch_summary, [*few_steps, "--save-every", 9]
 
     def summary_and_signal(*arguments):
         signal.raise_signal(signal.SIGTERM)
         return summary(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(dcgan, "epoch_summary", summary_and_signal)
+        patch.setattr(dcgan.progress, "epoch_summary", summary_and_signal)
         assert run_dcgan(tmp_path / "out", *options) == 143
     assert [checkpoint(tmp_path / "out")[name] for name in ("epoch", "step", "steps")] == [1, 0, 3]
     assert (tmp_path / "out" / "netG_epoch_0.pth").is_file()
@@ -366,13 +367,24 @@ def test_a_killed_run_resumes_exactly(stopped, unbroken, monkeypatch):
     assert all((folder / path.name).read_bytes() == path.read_bytes() for path in images)
 
 
+def test_a_finished_run_keeps_the_record_of_its_options(tmp_path, capsys):
+    options = [*SMALL.split(), "--workers", 0, "--niter", 2]
+    assert run_dcgan(tmp_path / "out", *options) == 0
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("args.json", "checkpoint.pth")}
+    assert run_dcgan(tmp_path / "out", "--resume", "--niter", 1, "--no-contrast") == 0
+    assert "nothing to do" in capsys.readouterr().out
+    assert all((tmp_path / "out" / name).read_bytes() == content for name, content in files.items())
+    assert "2 of 2 epochs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+
+
 @needs_linux
 @pytest.mark.parametrize(("name", "code", "epoch"), [("SIGTERM", 143, 2), ("SIGINT", 130, 0)])
 def test_a_stopped_run_saves_and_resumes_exactly(stopped, unbroken, name, code, epoch):
     folder, exit_code, errors = stopped(name)
     assert exit_code == code
-    assert errors.startswith(f"{name}: saved in out; --resume continues at epoch {epoch + 1}, step ")
-    assert errors.count("\n") == 1
+    _, announcement, end = errors.splitlines()
+    assert announcement.startswith(f"{name}: finishing this step, then saving; the next signal")
+    assert end.startswith(f"{name}: saved in out; --resume continues at epoch {epoch + 1}, step ")
     state = checkpoint(folder)
     assert state["epoch"] == epoch
     assert state["step"] > 0  # in the middle of an epoch
@@ -503,7 +515,7 @@ def test_every_size_trains(tmp_path, size):
 @pytest.mark.parametrize(("ends_with", "code"), [("the last epoch", 0), ("a signal", 143), ("an error", 1)])
 def test_a_trainer_is_closed_unless_training_fails(tmp_path, few_steps, monkeypatch, ends_with, code):
     """NCCL would wait for ever if a process left its job before. A failed one does not leave it, and must not wait."""
-    closed, epoch_summary = [], dcgan.epoch_summary
+    closed, epoch_summary = [], dcgan.progress.epoch_summary
 
     def summary(*arguments):
         if ends_with == "a signal":
@@ -512,7 +524,7 @@ def test_a_trainer_is_closed_unless_training_fails(tmp_path, few_steps, monkeypa
             raise UserError("another process was lost")
         return epoch_summary(*arguments)
 
-    monkeypatch.setattr(dcgan, "epoch_summary", summary)
+    monkeypatch.setattr(dcgan.progress, "epoch_summary", summary)
     monkeypatch.setattr(dcgan.Trainer, "close", lambda trainer: closed.append(trainer))
     assert run_dcgan(tmp_path / "out", *few_steps) == code
     assert len(closed) == (code != 1)
@@ -563,7 +575,6 @@ def test_too_little_memory_for_a_checkpoint_is_told_in_one_line(tmp_path, few_st
 
 def test_the_hint_that_D_wins_comes_once(tmp_path, capsys, monkeypatch):
     """G cannot move, and D learns to tell its images from images of one color."""
-    monkeypatch.setattr(dcgan, "HINT_STEPS", 60)
     monkeypatch.setattr(support.progress, "HINT_STEPS", 60)
     (tmp_path / "in").mkdir()
     for i in range(16):

@@ -354,7 +354,10 @@ def test_a_job_stopped_by_its_launcher_saves(base):
     wait_for_steps(base / "stopped", process, 80)
     process.send_signal(signal.SIGTERM)
     errors = finish(process, 143)
-    assert re.fullmatch("SIGTERM: saved in out; --resume continues at epoch ., step .*\n", errors)
+    assert re.fullmatch(
+        "\nSIGTERM: finishing this step, then saving\nSIGTERM: saved in out; --resume continues at epoch ., step .*\n",
+        errors,
+    )
 
 
 @pytest.mark.slow
@@ -367,7 +370,10 @@ def test_an_interrupted_and_killed_job_ends_as_an_unbroken_one(base, unbroken):
     for pid in [process.pid, *workers(process)]:
         os.kill(pid, signal.SIGINT)
     errors = finish(process, 130)
-    assert re.fullmatch("SIGINT: saved in out; --resume continues at epoch ., step .*\n", errors)
+    assert re.fullmatch(
+        "\nSIGINT: finishing this step, then saving\nSIGINT: saved in out; --resume continues at epoch ., step .*\n",
+        errors,
+    )
 
     # One process is killed, and takes the job down
     process = start(folder, "dcgan.py", *resume)
@@ -377,7 +383,10 @@ def test_an_interrupted_and_killed_job_ends_as_an_unbroken_one(base, unbroken):
     errors = finish(process, 128 + signal.SIGKILL, seconds=60)
     assert time.monotonic() - since < 40
     assert not any(map(is_alive, everyone))
-    assert errors == "dcgan.py: another process of this job has ended, so this one ends; saved files are intact\n"
+    assert errors == (
+        "dcgan.py: another process of this job has ended, so this one ends; saved files are intact\n"
+        "dcgan.py: SIGKILL has killed a process of this job; saved files are intact\n"
+    )
 
     finish(start(folder, "dcgan.py", *resume))
     assert_same_run(folder / "out", unbroken)

@@ -51,7 +51,7 @@ def test_a_format_that_other_files_resemble_is_read_under_its_own_name_alone(tmp
     with open_image(tmp_path / "a.tga", ".tga") as image:
         assert image.format == "TGA"
     for extension in ("", ".png", ".pcx", ".unknown"):
-        with pytest.raises(Image.UnidentifiedImageError):
+        with pytest.raises(ValueError, match="^cannot identify image file$"):
             open_image(tmp_path / "a.tga", extension)
 
 

@@ -151,12 +151,19 @@ def test_the_window_shows_the_pixels_of_the_file(nc, tmp_path, monkeypatch):
     monkeypatch.setattr(plt, "imshow", lambda image, **options: shown.append((image, options)))
     monkeypatch.setattr(plt, "show", lambda: shown.append("window"))
     monkeypatch.setattr(plt, "axis", lambda _: None)
+    monkeypatch.setattr(plt, "get_backend", lambda: "QtAgg")
     folder = run_generate(tmp_path / "netG.pth", "--num_output", 4, "--show")
     (image, options), window = shown
     assert window == "window"
     assert options == {"cmap": "gray", "vmin": 0, "vmax": 1}  # they apply to images of one channel
     pixels = np.asarray(Image.open(f"{folder}.png"))
     assert np.array_equal((np.asarray(image) * 255).round(), pixels)
+
+
+def test_without_a_display_the_file_to_open_is_named(weights_file, monkeypatch, capsys):
+    monkeypatch.setattr(plt, "get_backend", lambda: "agg")
+    folder = run_generate(weights_file, "--num_output", 2, "--show")
+    assert capsys.readouterr().err == f"warning: --show: there is no display; open {folder}.png\n"
 
 
 # What it refuses

@@ -61,8 +61,18 @@ def test_a_dataroot_alone_means_a_folder_of_images_in_a_new_run(run, tmp_path):
     assert parse(tmp_path / "new", "--dataroot", "photos", "--dataset", "mnist")[0].dataset == "mnist"
     state = torch.load(run / "checkpoint.pth", weights_only=True)
     for dataset in ("cartoon", "folder"):  # cartoon: an earlier version began it with this very command line
-        torch.save(state | {"options": state["options"] | {"dataset": dataset}}, run / "checkpoint.pth")
+        options = state["options"] | {"dataset": dataset, "dataroot": "photos"}
+        torch.save(state | {"options": options}, run / "checkpoint.pth")
         assert parse(run, "--dataroot", "photos", "--resume")[0].dataset == dataset
+
+
+def test_a_resumed_run_that_draws_its_images_takes_no_others(run, capsys):
+    state = torch.load(run / "checkpoint.pth", weights_only=True)
+    drawn = state["options"] | {"dataset": "cartoon", "dataroot": None}
+    torch.save(state | {"options": drawn}, run / "checkpoint.pth")
+    assert parse(run, "--resume")[0].dataset == "cartoon"
+    words = f"the run in {run} draws its images; start a new run for others"
+    assert_refused(lambda: parse(run, "--dataroot", "photos", "--resume"), capsys, words)
 
 
 def test_paths_may_begin_with_the_home_folder(tmp_path, monkeypatch):

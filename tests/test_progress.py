@@ -5,9 +5,10 @@ from types import SimpleNamespace
 import pytest
 from helpers import SMALL, run_dcgan
 from torch import nn
+from tqdm import tqdm
 
 import support.progress
-from support.progress import D_wins, bar_text, describe_length, describe_processes, epoch_summary
+from support.progress import BAR_FORMAT, D_wins, bar_text, describe_length, describe_processes, epoch_summary, hint
 
 
 def rows_of(steps, D_G_z1, loss_G):
@@ -53,20 +54,30 @@ def test_the_bar_shows_losses_and_probabilities():
     assert bar_text(means) == "D 1.25 G 2.00 D(x) 0.60 D(G(z)) 0.40/0.30"
 
 
+def test_a_terminal_of_80_columns_shows_the_losses_and_all_probabilities():
+    means = {"loss_D": 1.25, "loss_G": 12.0, "D_x": 0.6, "D_G_z1": 0.4, "D_G_z2": 0.3}
+    state = {"n": 3_000_000, "total": 6_000_000, "elapsed": 9000, "ncols": 79, "unit": "img", "rate": 1234.5}
+    text = tqdm.format_meter(**state, prefix="epoch 100/200", postfix=bar_text(means), bar_format=BAR_FORMAT)
+    assert text.startswith("epoch 100/200, D 1.25 G 12.00 D(x) 0.60 D(G(z)) 0.40/0.30 50% |")
+    assert len(text) <= 79
+
+
 @pytest.mark.parametrize(
-    ("precision", "has_bfloat16", "words"),
+    ("precision", "ngf", "has_bfloat16", "words"),
     [
-        ("fp32", True, "note: this CPU has bfloat16 arithmetic"),
-        ("bf16", False, "note: --precision bf16: this CPU has no bfloat16 arithmetic"),
-        ("fp32", False, None),
-        ("bf16", True, None),
-        ("fp32", None, None),  # PyTorch does not tell
-        ("bf16", None, None),
+        ("fp32", 32, True, "note: this CPU has bfloat16 arithmetic"),
+        ("fp32", 16, True, None),  # it gains too little
+        ("bf16", 32, False, "note: --precision bf16: this CPU has no bfloat16 arithmetic"),
+        ("fp32", 32, False, None),
+        ("bf16", 32, True, None),
+        ("fp32", 32, None, None),  # PyTorch does not tell
+        ("bf16", 32, None, None),
     ],
 )
-def test_the_faster_precision_of_a_cpu_is_named(tmp_path, monkeypatch, capsys, precision, has_bfloat16, words):
+def test_the_faster_precision_of_a_cpu_is_named(tmp_path, monkeypatch, capsys, precision, ngf, has_bfloat16, words):
     monkeypatch.setattr(support.progress, "cpu_has_bfloat16", lambda: has_bfloat16)
-    options = [*SMALL.split(), "--workers", 0, "--batchSize", 8, "--dry-run", "--precision", precision]
+    options = [*SMALL.split(), "--workers", 0, "--batchSize", 8, "--dry-run", "--ngf", ngf, "--ndf", 32]
+    options += ["--precision", precision]
     assert run_dcgan(tmp_path / "out", *options) == 0
     notes = [line for line in capsys.readouterr().out.splitlines() if "bfloat16" in line]
     assert len(notes) == bool(words)
@@ -97,3 +108,8 @@ def test_steps_and_size_are_told_and_what_helps_if_they_are_few_or_much(niter, s
     describe_length(SimpleNamespace(args=args, steps_per_epoch=steps_per_epoch, trainer=trainer))
     for line, words in zip(capsys.readouterr().out.splitlines(), lines, strict=True):
         assert line.endswith(words) or (line.startswith("note: ") and words in line)
+
+
+def test_the_hint_does_not_recommend_what_the_run_has():
+    assert "Try --augment translation first, in a new run; then more images" in hint("none")
+    assert "learns little. Try more images, a smaller --ndf" in hint("color,translation")

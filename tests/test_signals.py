@@ -32,6 +32,20 @@ def test_a_second_signal_ends_the_process_at_once():
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGTERM, "stored\n", "")
 
 
+@pytest.mark.parametrize(
+    ("ignore_repeats", "again"), [(True, ""), (False, "; the next signal ends the program at once")]
+)
+def test_the_first_signal_is_announced(capfd, ignore_repeats, again):
+    with StopSignal(ignore_repeats, announce=True):
+        os.kill(os.getpid(), signal.SIGINT)
+        error = capfd.readouterr().err
+        assert error.startswith(f"\nSIGINT: finishing this step, then saving{again}")
+        assert error.count("\n") == 2
+        if ignore_repeats:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert capfd.readouterr().err == ""
+
+
 def test_with_ignore_repeats_a_second_signal_ends_nothing():
     with StopSignal(ignore_repeats=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
