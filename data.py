@@ -169,19 +169,20 @@ def check_same_images(images, checkpoint, outf):
     changed = [name for name, value in data.items() if value and images.fingerprints[name] not in (None, value)]
     if before == now and not changed:
         return
-    change = f"the run had {counted(before, 'image')}, now there are {now:,}"
-    advice = "remove those that were added" if now > before else "restore those of the run"
-    if before == now:
-        what = "names or sizes" if "files" in changed else "contents"
-        change = f"there are still {counted(now, 'image')}, but their {what} have changed"
-    elif data and not changed:
+    counts = f"the run had {counted(before, 'image')}, now there are {now:,}"
+    if "files" in changed:  # they were not prepared, so only some of them may be readable: counts could mislead
+        change = "the number, names or sizes of the images have changed; restore them"
+    elif changed:
+        change = "the contents of images have changed; restore them"
+    elif data:
         raise UserError(
-            f"--resume: {change} that can be read; repeat the run's --cache (--cache none also counts images that"
+            f"--resume: {counts} that can be read; repeat the run's --cache (--cache none also counts images that"
             " cannot be read)"
         )
+    else:
+        change = f"{counts}; " + ("remove those that were added" if now > before else "restore those it had")
     raise UserError(
-        f"--resume: {change}; {advice}, or start a new run from its weights with --netG {outf}"
-        f" --netD {outf} and another --outf"
+        f"--resume: {change}, or start a new run from its weights with --netG {outf} --netD {outf} and another --outf"
     )
 
 

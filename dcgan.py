@@ -223,7 +223,7 @@ def open_folder(run, checkpoint):
         return
     run.folder.open(checkpoint)
     run.log.open(checkpoint["steps"] if checkpoint else None)
-    if run.epoch < args.niter:
+    if run.epoch < args.niter or args.fid:  # otherwise there is nothing to do
         run.folder.save_settings(vars(args) | absolute_folders(args) | {"versions": library_versions()})
     if initial:
         run.folder.save_checkpoint(initial)  # a run killed before its next checkpoint keeps its seed
@@ -239,6 +239,7 @@ def open_folder(run, checkpoint):
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args, ended = run.args, "an error"
+    has_work = run.epoch < args.niter or args.fid
     total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: only without a terminal
     options = {"unit": "img", "dynamic_ncols": True, "bar_format": progress.BAR_FORMAT}
     bar = tqdm(total=total, initial=run.images_seen(), disable=hidden, **options)
@@ -251,7 +252,7 @@ def train(run):
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
     finally:
-        if run.rank == 0:
+        if run.rank == 0 and has_work:
             update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
     run.trainer.close()  # not after an error: it waits for the device, which may wait for a lost process
     if run.rank == 0:
@@ -264,7 +265,7 @@ def train_epochs(run, bar, stop):
     args, signum = run.args, 0
     last_row = run.log.rows[-1] if run.log.rows else {"step": None}
     if run.fid_meter and run.epoch_step == 0 and last_row["step"] == run.trainer.steps_taken and "fid" not in last_row:
-        measure_fid(run)  # the run was stopped before its last FID, or had no --fid
+        measure_fid(run, lambda: stop.received)  # the run was stopped before its last FID, or had no --fid
     while run.epoch < args.niter:
         # Train
         bar.set_description_str(f"epoch {run.epoch + 1}/{args.niter}")
@@ -355,7 +356,7 @@ def checkpoint_of(run):
     return run.trainer.state_dict() | position | images | {"options": options}
 
 
-def measure_fid(run, should_stop=lambda: False):
+def measure_fid(run, should_stop):
     """Measure the FID of the generator for the log's last row, unless should_stop(); keep the weights of the best."""
     netG = run.trainer.sampling_generator()
     distance = run.fid_meter.distance(netG, should_stop)

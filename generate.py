@@ -167,8 +167,8 @@ def write_samples(netG, seeds, batch_size, outf, weights_hash):
 def show(path):
     import matplotlib.pyplot as plt
 
-    if plt.get_backend().lower() == "agg":  # matplotlib's choice where there is no display
-        print(f"warning: --show: there is no display; open {path}", file=sys.stderr)
+    if plt.get_backend().lower() == "agg":  # matplotlib's choice without a display or a toolkit for windows
+        print(f"warning: --show: matplotlib cannot open a window here; open {path}", file=sys.stderr)
         return
     plt.imshow(plt.imread(path), cmap="gray", vmin=0, vmax=1)
     plt.axis("off")

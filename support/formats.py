@@ -23,7 +23,7 @@ STACKS = ("AVIF", "DCX", "FLI", "GIF", "PNG", "TIFF", "WEBP")  # not MPO: phones
 def readable_formats():
     """Return {extension: Pillow's name of the format} of all files that this Pillow can read."""
     missing = [name for name, feature in OPTIONAL.items() if feature not in features.get_supported()]
-    extensions = Image.registered_extensions() | {".mpo": "JPEG"}
+    extensions = Image.registered_extensions() | {".mpo": "JPEG", ".pfm": "PPM"}  # .pfm: before Pillow 10.4
     names = [name for name in (*BY_CONTENT, *BY_NAME) if name not in missing]
     return {extension: name for name in names for extension, kind in extensions.items() if kind == name}
 

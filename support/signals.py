@@ -36,14 +36,14 @@ class StopSignal:
         return self
 
     def receive(self, received, _):
-        if self.announce and not self.received:
-            again = "" if self.ignore_repeats else "; the next signal ends the program at once, without saving"
-            text = f"\n{signal.Signals(received).name}: finishing this step, then saving{again}\n"
-            with contextlib.suppress(OSError):  # the terminal may be gone
-                os.write(sys.__stderr__.fileno(), text.encode())  # print may have been interrupted itself
-        self.received = received
+        first, self.received = not self.received, received
         for signum in () if self.ignore_repeats else self.before:
             signal.signal(signum, signal.SIG_DFL)
+        if self.announce and first:  # at last, because a full pipe can block it
+            again = "" if self.ignore_repeats else "; the next signal ends the program at once, without saving"
+            text = f"\n{signal.Signals(received).name}: finishing this step, then saving{again}\n"
+            with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no stream any more
+                os.write(sys.__stderr__.fileno(), text.encode())  # print may have been interrupted itself
 
     def __exit__(self, *_):
         for signum, handler in self.before.items():

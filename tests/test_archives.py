@@ -424,7 +424,7 @@ def test_a_run_resumes_with_the_archive_moved_or_unpacked_but_not_changed(kind, 
     (tmp_path / "in" / "3.bmp").rename(tmp_path / "in" / "33.bmp")
     pack(tmp_path / "in", archive)
     capsys.readouterr()
-    words = "there are still 8 images, but their names or sizes have changed; restore those of the run"
+    words = "the number, names or sizes of the images have changed; restore them, or start a new run"
     assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume"), capsys, words)
     archive.unlink()
     assert_refused(lambda: run_dcgan(tmp_path / "out", "--resume"), capsys, f"--dataroot {archive}: there is no such")

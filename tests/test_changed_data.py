@@ -48,18 +48,9 @@ def replace(folder):
     noise(30, 30).save(folder / "3.bmp")
 
 
-NAMES = "there are still 8 images, but their names or sizes have changed"
-CHANGES = [
-    (add, "the run had 8 images, now there are 9"),
-    (remove, "the run had 8 images, now there are 7"),
-    (rename, NAMES),
-    (replace, NAMES),
-]
-
-
 @pytest.mark.parametrize("cache", [[], ["--cache", "none"]])
-@pytest.mark.parametrize(("change", "words"), CHANGES)
-def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, change, words, cache):
+@pytest.mark.parametrize("change", [add, remove, rename, replace])
+def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, change, cache):
     if cache:
         shutil.rmtree(next(tmp_path.rglob("*.npy")).parent)
     change(tmp_path / "in")
@@ -67,9 +58,11 @@ def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, c
     resume = ["--resume", "--niter", 2, *cache]
     assert run_dcgan(run, *resume) == 2
     error = capsys.readouterr().err
-    assert error.startswith(f"dcgan.py: --resume: {words}; ")
+    assert error == (
+        "dcgan.py: --resume: the number, names or sizes of the images have changed; restore them, or start a new run"
+        f" from its weights with --netG {run} --netD {run} and another --outf\n"
+    )
     assert len(list(tmp_path.rglob("*.npy"))) == (not cache)  # the other images were not prepared
-    assert error.endswith(f"from its weights with --netG {run} --netD {run} and another --outf\n")
     assert hashes(run) == before
     options = ["--netG", run, "--netD", run, "--dataroot", tmp_path / "in", "--niter", 1]
     assert run_dcgan(tmp_path / "new", *OPTIONS, *options) == 0
@@ -78,7 +71,7 @@ def test_other_images_are_refused_and_the_way_out_works(run, tmp_path, capsys, c
 def test_other_contents_of_the_same_names_and_sizes_are_refused(run, tmp_path, capsys):
     noise(seed=77).save(tmp_path / "in" / "3.bmp")
     os.utime(tmp_path / "in" / "3.bmp", (1, 1))
-    words = "there are still 8 images, but their contents have changed; restore"
+    words = "the contents of images have changed; restore them"
     assert_refused(lambda: run_dcgan(run, "--resume"), capsys, words)
     assert run_dcgan(run, "--resume", "--niter", 2, "--cache", "none") == 0  # without an array, they are not compared
 
@@ -127,7 +120,7 @@ def test_lsun_is_known_by_the_names_and_sizes_of_its_databases(tmp_path, capsys)
     assert_refused(
         lambda: run_dcgan(tmp_path / "out", *resume),
         capsys,
-        "there are still 4 images, but their names or sizes have changed",
+        "the number, names or sizes of the images have changed",
     )
 
 

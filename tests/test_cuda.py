@@ -71,13 +71,14 @@ def test_captured_steps_equal_plain_ones(precision, augment, capsys, recwarn):
     assert [str(warning.message) for warning in recwarn] == []
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_branch_of_the_graph_changes_no_bit(monkeypatch, compiled):
+def test_a_branch_of_the_graph_changes_no_bit(monkeypatch, compiled, precision):
     """At the default size, where its kernels run at the same time as others."""
 
     def states():
         torch.manual_seed(0)
-        settings = {"augment": "translation", "shard_size": 128, "compile": compiled}
+        settings = {"augment": "translation", "shard_size": 128, "compile": compiled, "precision": precision}
         trainer = Trainer(Generator(), Discriminator(), torch.device("cuda"), TrainerSettings(**settings))
         draw = torch.Generator().manual_seed(1)
         for _ in range(WARM_UP + 20):

@@ -370,11 +370,10 @@ def test_a_killed_run_resumes_exactly(stopped, unbroken, monkeypatch):
 def test_a_finished_run_keeps_the_record_of_its_options(tmp_path, capsys):
     options = [*SMALL.split(), "--workers", 0, "--niter", 2]
     assert run_dcgan(tmp_path / "out", *options) == 0
-    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("args.json", "checkpoint.pth")}
+    files = {name: (tmp_path / "out" / name).read_bytes() for name in ("args.json", "checkpoint.pth", "report.html")}
     assert run_dcgan(tmp_path / "out", "--resume", "--niter", 1, "--no-contrast") == 0
     assert "nothing to do" in capsys.readouterr().out
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in files.items())
-    assert "2 of 2 epochs" in (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
 
 
 @needs_linux

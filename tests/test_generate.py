@@ -160,10 +160,10 @@ def test_the_window_shows_the_pixels_of_the_file(nc, tmp_path, monkeypatch):
     assert np.array_equal((np.asarray(image) * 255).round(), pixels)
 
 
-def test_without_a_display_the_file_to_open_is_named(weights_file, monkeypatch, capsys):
+def test_without_a_window_the_file_to_open_is_named(weights_file, monkeypatch, capsys):
     monkeypatch.setattr(plt, "get_backend", lambda: "agg")
     folder = run_generate(weights_file, "--num_output", 2, "--show")
-    assert capsys.readouterr().err == f"warning: --show: there is no display; open {folder}.png\n"
+    assert capsys.readouterr().err == f"warning: --show: matplotlib cannot open a window here; open {folder}.png\n"
 
 
 # What it refuses

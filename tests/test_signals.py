@@ -46,6 +46,21 @@ def test_the_first_signal_is_announced(capfd, ignore_repeats, again):
             assert capfd.readouterr().err == ""
 
 
+@pytest.mark.parametrize("stream", ["closed", "full"])
+def test_an_announcement_that_cannot_be_written_changes_nothing(stream):
+    """The first signal is kept, and the second ends the process."""
+    program, environment = ROOT / "tests" / "programs" / "signal_announced.py", os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, program, stream]
+    if stream == "closed":
+        command = ["sh", "-c", 'exec "$@" 2>&-', "sh", *command]
+    reader, writer = os.pipe()
+    try:
+        done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, stderr=writer, text=True, timeout=60)
+    finally:
+        os.close(reader), os.close(writer)
+    assert (done.returncode, done.stdout) == (-signal.SIGTERM, "stored\n" if stream == "closed" else "")
+
+
 def test_with_ignore_repeats_a_second_signal_ends_nothing():
     with StopSignal(ignore_repeats=True) as stop:
         os.kill(os.getpid(), signal.SIGTERM)
