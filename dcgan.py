@@ -53,7 +53,7 @@ class Run:
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # epochs finished
     epoch_step: int = 0  # steps finished in the current epoch (trainer.steps_taken: in all epochs)
-    fid_samples: int = 0  # sample count of the FIDs in the log, also if --fid is 0 now
+    fid_samples: int = 0  # --fid of the checkpoint that a run resumed, for later ones if it is 0 now
     hint_printed: bool = False
 
     def __post_init__(self):
@@ -175,7 +175,7 @@ def prepare_images(args, checkpoint):
         local_size = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
         workers = max(workers, min(workers * local_size, os.cpu_count() or 1))
     reading = checkpoint.get("reading", OLD_READING) if checkpoint else {"crop": args.crop}
-    expected_files = (checkpoint or {}).get("data", {}).get("files")  # of others, check_same_images says what differs
+    expected_files = (checkpoint or {}).get("data", {}).get("files")  # others are not prepared, but refused
     settings = ReadSettings(nc=args.nc, classes=args.classes, expected_files=expected_files, **reading)
     with distributed.local_main_process_first(), redirect_stdout(io.StringIO()) if rank else nullcontext():
         images = load_images(args.dataset, args.dataroot, args.image_size, args.cache, workers, settings)

@@ -72,7 +72,7 @@ def fastest_memory_format(device):
 
 
 def default_precision(device):
-    """Return "bf16" where a GPU computes in bfloat16, else "fp32"."""
+    """Return "bf16" where a CUDA GPU computes in bfloat16, else "fp32"."""
     fast = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     return "bf16" if fast else "fp32"
 

@@ -26,7 +26,7 @@ def write_arithmetic(netG, generate, groups, outf):
     """Draw arithmetic.png: each group of seeds above the image of its mean latent vector, and the sum of the means.
 
     The paper found that the mean of three is stable where single latent vectors are not. generate: a function of
-    (netG, z) that returns uint8 images. Returns the name of the file.
+    (netG, z) that returns uint8 images. Returns a list with the name of the file.
     """
     members = [latents(seeds, netG.nz) for _, seeds in groups]
     means = torch.stack([group.mean(0) for group in members])

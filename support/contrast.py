@@ -23,7 +23,7 @@ def contrast(images):
 
 
 def subsample(images):
-    """Return every n-th row and column of images: 32 to 63 of each, enough to measure contrast."""
+    """Return every n-th row and column of images: 32 to 63 of each, or all of fewer; enough to measure contrast."""
     n = max(1, images.shape[-1] // 32)
     return images[..., ::n, ::n]
 

@@ -34,7 +34,7 @@ def plane(z, seed, across):
 def write_explorer(netG, generate, manual_seed, outf):
     """Write explore.html, a page with the images of PLANES planes, which blends those next to the pointer.
 
-    generate: a function of (netG, z) that returns uint8 images. Returns the name of the file.
+    generate: a function of (netG, z) that returns uint8 images. Returns a list with the name of the file.
     """
     across = min(17, max(5, 2304 // netG.image_size)) // 2 * 2 + 1  # an odd number
     sheets = []

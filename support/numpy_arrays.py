@@ -15,7 +15,7 @@ from support.sources import Source, size_and_mtime
 CHANNELS = (1, 3, 4)  # grey, RGB, RGB with alpha
 LAYOUTS = "(N, H, W), (N, H, W, C) or (N, C, H, W) with 1, 3 or 4 channels C"
 MAX_NPZ = 2**32  # bytes of an array that must be read whole
-SAMPLE = 100  # images that are read to find which range floats have
+SAMPLE = 100  # images, at most, that are read to find which range floats have
 TOLERANCE = 1e-3  # by which floats may be outside it, because of rounding
 
 

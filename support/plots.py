@@ -44,7 +44,7 @@ def write_png(path, image, weights_hash=None):
 def make_grid(images, columns, gap=0):
     """Return images, (N, nc, s, s), in rows of `columns` as one (nc, height, width), `gap` black pixels around each.
 
-    torchvision has such a function, but importing it takes half as long as importing torch.
+    torchvision has such a function, but importing it takes nearly as long as importing torch.
     """
     rows = -(-len(images) // columns)
     cells = F.pad(images, (gap, 0, gap, 0, 0, 0, 0, rows * columns - len(images)))

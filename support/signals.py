@@ -13,7 +13,7 @@ def interrupt_quietly(quietly):
 
 
 class StopSignal:
-    """While open, the first SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
+    """While open, the newest SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
     announce: say so when the first one comes; its step may take a while.
 
@@ -39,7 +39,7 @@ class StopSignal:
         first, self.received = not self.received, received
         for signum in () if self.ignore_repeats else self.before:
             signal.signal(signum, signal.SIG_DFL)
-        if self.announce and first:  # at last, because a full pipe can block it
+        if self.announce and first:  # last, because a full pipe can block it
             again = "" if self.ignore_repeats else "; the next signal ends the program at once, without saving"
             text = f"\n{signal.Signals(received).name}: finishing this step, then saving{again}\n"
             with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no stream any more

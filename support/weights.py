@@ -103,8 +103,8 @@ def newest_weights(folder, role, average):
 def read_file(path):
     """Return what torch.save wrote to `path`, on the CPU. Raises UserError.
 
-    It runs no code from the file, takes memory only for what the file holds, and detects every changed byte of a
-    tensor.
+    It runs no code from the file, and takes memory only for what the file holds. It detects every changed byte of a
+    tensor, except in torch's old format, which has no checksums.
     """
     try:
         check_archive(path)
