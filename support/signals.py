@@ -15,12 +15,11 @@ def interrupt_quietly(quietly):
 class StopSignal:
     """While open, the newest SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
-    announce: say so when the first one comes; its step may take a while.
-
     A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored.
 
     ignore_repeats: a second signal ends nothing. In a job of several processes, the launcher sends each process again
     what the terminal has already sent, and ends those that take too long.
+    announce: print what happens when the first one comes, because its step may take a while.
     """
 
     def __init__(self, ignore_repeats=False, announce=False):
