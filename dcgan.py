@@ -53,7 +53,7 @@ class Run:
     fid_meter: FidMeter | None  # of rank 0, with --fid
     epoch: int = 0  # epochs finished
     epoch_step: int = 0  # steps finished in the current epoch (trainer.steps_taken: in all epochs)
-    fid_samples: int = 0  # --fid of the checkpoint that a run resumed, for later ones if it is 0 now
+    fid_samples: int = 0  # --fid of the checkpoint from which the run resumed, kept if it is 0 now
     hint_printed: bool = False
 
     def __post_init__(self):

@@ -33,8 +33,8 @@ class FidMeter:
 
     generate: a function of (netG, z) that returns uint8 images, as models.generate_images. feature: the network, which
     takes uint8 (N, 3, s, s), returns (N, F), and has F as num_features (None: Inception v3, downloaded once). Features
-    of the real images are cached beside their prepared array. Raises UserError if torchmetrics or Inception is not
-    there, or if there are fewer than two images of a kind.
+    of the real images are cached beside their prepared array. Raises UserError if Inception cannot be loaded, or if
+    there are fewer than two images of a kind; check_installed finds missing packages.
     """
 
     def __init__(self, images, count, device, generate, feature=None):
