@@ -244,7 +244,7 @@ def train(run):
     options = {"unit": "img", "dynamic_ncols": True, "bar_format": progress.BAR_FORMAT}
     bar = tqdm(total=total, initial=run.images_seen(), disable=hidden, **options)
     try:
-        with StopSignal(run.world_size > 1, announce=run.rank == 0) as stop, bar, closing(run.log), closing(run.folder):
+        with StopSignal(ignore_repeats=run.world_size > 1) as stop, bar, closing(run.log), closing(run.folder):
             signum = train_epochs(run, bar, stop)
             if run.rank == 0:
                 run.folder.wait()

@@ -112,8 +112,8 @@ def draw_curve(axis, rows, column, steps_per_epoch, **style):
 def animate(path, image_size):
     """Write a GIF of the grids of samples in the same folder: at most MAX_FRAMES, the last for two seconds.
 
-    Of images larger than 32 x 32, it shows only the top left of the grids, at least 2 x 2 images: about 270 pixels a
-    side, or more above 128 x 128.
+    Of images larger than 32 x 32, it shows only the top left of the grids, at least 2 x 2 images: at most 270 pixels
+    a side, or more above 128 x 128.
     """
     paths = [path.with_name(grid_name(epoch)) for epoch in saved_grids(path.parent)]
     if not paths:

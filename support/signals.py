@@ -15,15 +15,15 @@ def interrupt_quietly(quietly):
 class StopSignal:
     """While open, the newest SIGINT, SIGTERM or SIGHUP is stored in `received`; a second one ends the process.
 
+    The first is announced, because its step may take a while.
     A signal that the caller has set to be ignored, as nohup does with SIGHUP, stays ignored.
 
-    ignore_repeats: a second signal ends nothing. In a job of several processes, the launcher sends each process again
-    what the terminal has already sent, and ends those that take too long.
-    announce: print what happens when the first one comes, because its step may take a while.
+    ignore_repeats: a second signal ends nothing, and none is announced. In a job of several processes, the launcher
+    sends each process again what the terminal has already sent, and ends those that take too long.
     """
 
-    def __init__(self, ignore_repeats=False, announce=False):
-        self.ignore_repeats, self.announce = ignore_repeats, announce
+    def __init__(self, ignore_repeats=False):
+        self.ignore_repeats = ignore_repeats
 
     def __enter__(self):
         self.received, names = 0, ("SIGINT", "SIGTERM", "SIGHUP")
@@ -35,14 +35,15 @@ class StopSignal:
         return self
 
     def receive(self, received, _):
-        first, self.received = not self.received, received
-        for signum in () if self.ignore_repeats else self.before:
+        self.received = received
+        if self.ignore_repeats:
+            return
+        for signum in self.before:
             signal.signal(signum, signal.SIG_DFL)
-        if self.announce and first:  # last, because a full pipe can block it
-            again = "" if self.ignore_repeats else "; the next signal ends the program at once, without saving"
-            text = f"\n{signal.Signals(received).name}: finishing this step, then saving{again}\n"
-            with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no stream any more
-                os.write(sys.__stderr__.fileno(), text.encode())  # print may have been interrupted itself
+        name = signal.Signals(received).name
+        text = f"\n{name}: finishing this step, then saving; the next signal ends the program at once, without saving\n"
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # there may be no stream any more
+            os.write(sys.__stderr__.fileno(), text.encode())  # print may have been interrupted itself
 
     def __exit__(self, *_):
         for signum, handler in self.before.items():

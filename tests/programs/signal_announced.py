@@ -16,7 +16,7 @@ if sys.argv[1] == "full":
     os.set_blocking(2, True)
     threading.Timer(1, os.kill, (os.getpid(), signal.SIGTERM)).start()  # while the announcement of the first waits
 
-with StopSignal(announce=True) as stop:
+with StopSignal() as stop:
     os.kill(os.getpid(), signal.SIGTERM)
     print("stored" if stop.received == signal.SIGTERM else "lost", flush=True)
     os.kill(os.getpid(), signal.SIGTERM)
