@@ -239,7 +239,6 @@ def open_folder(run, checkpoint):
 def train(run):
     """Train to the last epoch, or until a signal; return the exit code. Raises UserError and OSError."""
     args, ended = run.args, "an error"
-    has_work = run.epoch < args.niter or args.fid
     total, hidden = args.niter * run.images_per_epoch, True if run.rank else None  # None: only without a terminal
     options = {"unit": "img", "dynamic_ncols": True, "bar_format": progress.BAR_FORMAT}
     bar = tqdm(total=total, initial=run.images_seen(), disable=hidden, **options)
@@ -252,8 +251,9 @@ def train(run):
             stopped_by = signal.Signals(signum).name if signum else "dry run"
             ended = "finished" if run.epoch >= args.niter else stopped_by
     finally:
-        if run.rank == 0 and has_work:
-            update_report(run, ended)  # the thread that writes files has ended: it writes no page after this one
+        # Not of a run beyond --niter, which has done nothing. The thread that writes files has ended by now.
+        if run.rank == 0 and (run.images_seen() <= total or args.fid):
+            update_report(run, ended)
     run.trainer.close()  # not after an error: it waits for the device, which may wait for a lost process
     if run.rank == 0:
         progress.describe_end(run, ended)

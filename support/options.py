@@ -142,17 +142,13 @@ def options_without_effect(args, world_size):
 
     It accepts command lines of the public example: --dataset fake --dataroot x, --classes bedroom.
     """
-    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    local, started = int(os.environ.get("LOCAL_WORLD_SIZE", 1)), f"torchrun has started {world_size} processes"
     return (  # option, where it has no effect, why and what may have been meant
         ("dataroot", args.dataset == "cartoon", "cartoon images are drawn; a folder of images is --dataset folder"),
         ("crop", args.dataset in ("cartoon", "fake"), f"{args.dataset} images are made in the size of --imageSize"),
         ("classes", args.dataset != "lsun" and args.classes != "bedroom", "only --dataset lsun has classes"),
         ("sync_bn", max(args.ngpu, world_size) == 1, "one process has the whole batch; --ngpu N starts N processes"),
-        (
-            "ngpu",
-            world_size > 1 and args.ngpu not in (1, local, world_size),
-            f"torchrun has started {world_size} processes",
-        ),
+        ("ngpu", world_size > 1 and args.ngpu not in (1, local, world_size), started),
     )
 
 

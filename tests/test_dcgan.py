@@ -376,6 +376,16 @@ def test_a_finished_run_keeps_the_record_of_its_options(tmp_path, capsys):
     assert all((tmp_path / "out" / name).read_bytes() == content for name, content in files.items())
 
 
+def test_a_run_killed_before_its_last_page_gets_one_when_it_resumes(tmp_path):
+    assert run_dcgan(tmp_path / "out", *SMALL.split(), "--workers", 0, "--niter", 1) == 0
+    page = tmp_path / "out" / "report.html"
+    finished = page.read_text(encoding="utf-8").count("Finished")
+    assert finished > 0
+    page.write_text("as it was while the run trained", encoding="utf-8")
+    assert run_dcgan(tmp_path / "out", "--resume") == 0
+    assert page.read_text(encoding="utf-8").count("Finished") == finished
+
+
 @needs_linux
 @pytest.mark.parametrize(("name", "code", "epoch"), [("SIGTERM", 143, 2), ("SIGINT", 130, 0)])
 def test_a_stopped_run_saves_and_resumes_exactly(stopped, unbroken, name, code, epoch):
